@@ -1,0 +1,2 @@
+//! plyfs: parse, dispatch, exit code.
+fn main() {}
