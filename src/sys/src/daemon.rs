@@ -55,7 +55,7 @@ const FAILED: u8 = b'-';
 /// with [`Notifier::ready`], so that what it says until then reaches the user.
 ///
 /// Must be called while the process has one thread: in the child of a process with more, locks (the allocator's among them) may be held by
-/// threads that do not exist there. Relative paths must be resolved before.
+/// threads that do not exist there. Before it, relative paths must be resolved, and output flushed that is buffered: both would write it.
 ///
 /// # Errors
 ///
@@ -73,7 +73,14 @@ pub fn detach() -> Result<Fork> {
         ..0 => Err(last_errno()),
         0 => {
             drop(reader);
-            Ok(Fork::Child(Notifier::start(writer, null)?))
+            let notifier = Notifier { pipe: writer, null };
+            if let Err(error) = notifier.leave() {
+                // Only the parent may come back with an error: two callers would both clean up.
+                let code = if notifier.send(FAILED, &format!("cannot detach: {error}")).is_ok() { 1 } else { 2 };
+                // SAFETY: _exit only ends this process.
+                unsafe { libc::_exit(code) };
+            }
+            Ok(Fork::Child(notifier))
         }
         child => {
             drop(writer);
@@ -94,7 +101,7 @@ impl Reader {
         self.child.as_raw_nonzero().get()
     }
 
-    /// Waits for the report.
+    /// Waits for the report; when the child dropped its [`Notifier`] without one, for its end.
     ///
     /// # Errors
     ///
@@ -124,12 +131,12 @@ impl Reader {
 }
 
 impl Notifier {
-    fn start(pipe: OwnedFd, null: OwnedFd) -> Result<Notifier> {
+    /// Leaves the session, directory and standard streams of the caller.
+    fn leave(&self) -> Result<()> {
         rustix::process::setsid()?;
         rustix::process::chdir(c"/")?;
-        rustix::stdio::dup2_stdin(&null)?;
-        rustix::stdio::dup2_stdout(&null)?;
-        Ok(Notifier { pipe, null })
+        rustix::stdio::dup2_stdin(&self.null)?;
+        rustix::stdio::dup2_stdout(&self.null)
     }
 
     /// Tells the parent that all is well, and lets go of stderr.

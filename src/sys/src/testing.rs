@@ -31,3 +31,15 @@ impl AsFd for Dir {
         self.fd.as_fd()
     }
 }
+
+/// Whether the test runs with root's capabilities; says on stderr that it is skipped if not.
+pub(crate) fn privileged(test: &str) -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        eprintln!("SKIPPED {test}: needs root");
+    }
+    root
+}
+
+/// The longest name, and none in any encoding.
+pub(crate) const ODD: [&[u8]; 6] = [&[b'n'; 255], b"\xff\xfe", b"new\nline", b" ", b"...", b"-rf *"];

@@ -99,6 +99,7 @@ pub fn copy_file(src: BorrowedFd<'_>, dst: BorrowedFd<'_>, len: u64) -> Result<u
     if len == 0 {
         return Ok(0);
     }
+    // It says in many ways that it cannot (EOPNOTSUPP, ENOTTY, EXDEV, EINVAL, ETXTBSY): whatever else is wrong, the copy says again.
     if rustix::fs::ioctl_ficlone(dst, src).is_ok() {
         // A clone takes the whole file.
         let size = stat(At::Fd(dst))?.size;
