@@ -165,3 +165,37 @@ fn fuse_mount_is_live_before_it_is_served() {
     umount(&path, true).unwrap();
     assert!(!mounts().unwrap().iter().any(|line| line.id == id));
 }
+
+#[test]
+fn targets_are_found_and_made_inside_the_root_only() {
+    let temp = tempfile::tempdir().unwrap();
+    let outside = tempfile::tempdir().unwrap();
+    let (root, base) = (crate::root::open_dir(temp.path()).unwrap(), temp.path());
+    std::os::unix::fs::symlink(outside.path(), base.join("abs")).unwrap();
+    std::os::unix::fs::symlink("../../../../etc", base.join("up")).unwrap();
+    std::os::unix::fs::symlink("/proc/self/root", base.join("magic")).unwrap();
+    fs::create_dir(base.join("dir")).unwrap();
+    fs::write(base.join("file"), "").unwrap();
+
+    make_target(root.as_fd(), b"/a/../b//c/./d", true).unwrap();
+    assert!(base.join("b/c/d").is_dir() && base.join("a").is_dir());
+    make_target(root.as_fd(), b"dir/f", false).unwrap();
+    assert_eq!(fs::metadata(base.join("dir/f")).unwrap().len(), 0);
+    make_target(root.as_fd(), b"../../x/y", true).unwrap();
+    assert!(base.join("x/y").is_dir());
+
+    // Links that leave the root lead to what is in it, and here that is nothing.
+    for link in ["abs", "up", "magic", "abs/x", "up/passwd"] {
+        assert_eq!(make_target(root.as_fd(), link.as_bytes(), true).unwrap_err(), Errno::NOENT, "{link}");
+    }
+    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
+    fs::create_dir(base.join("etc")).unwrap();
+    make_target(root.as_fd(), b"up/made", false).unwrap();
+    assert!(base.join("etc/made").is_file());
+
+    assert_eq!(make_target(root.as_fd(), b"file", true).unwrap_err(), Errno::NOTDIR);
+    assert_eq!(make_target(root.as_fd(), b"dir", false).unwrap_err(), Errno::ISDIR);
+    assert_eq!(make_target(root.as_fd(), b"file/x", true).unwrap_err(), Errno::NOTDIR);
+    let slash = crate::root::open_dir(Path::new("/")).unwrap();
+    assert_eq!(resolve_in_root(slash.as_fd(), b"/proc/self/root/etc").unwrap_err(), Errno::LOOP);
+}
