@@ -46,16 +46,8 @@ pub fn file_handle(at: At<'_>) -> Result<FileHandle> {
     with_c_str(name, |name| {
         // SAFETY: `raw` has the layout of struct file_handle with `len` bytes behind it; the kernel writes at most those and one int to
         // `mount_id`. The name is NUL-terminated and the descriptor is borrowed for the call.
-        let code = unsafe {
-            libc::syscall(
-                libc::SYS_name_to_handle_at,
-                dir.as_raw_fd(),
-                name.as_ptr(),
-                &raw mut raw,
-                &raw mut mount_id,
-                flags,
-            )
-        };
+        let code =
+            unsafe { libc::syscall(libc::SYS_name_to_handle_at, dir.as_raw_fd(), name.as_ptr(), &raw mut raw, &raw mut mount_id, flags) };
         check(code)
     })?;
     let bytes = raw.bytes.get(..raw.len as usize).ok_or(Errno::OVERFLOW)?.to_vec();

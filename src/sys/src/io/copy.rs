@@ -115,6 +115,9 @@ pub fn copy_file(src: BorrowedFd<'_>, dst: BorrowedFd<'_>, len: u64) -> Result<u
             break;
         }
     }
+    if end == len {
+        return Ok(len);
+    }
     // The last hole has no data to say how long it is.
     let len = len.min(stat(At::Fd(src))?.size.max(end));
     truncate(dst, len)?;

@@ -35,6 +35,12 @@ fn extents(fd: &OwnedFd) -> Vec<(u64, u64)> {
     found
 }
 
+/// Whether all data of `copy` lies where `original` has data: filesystems may allocate more of the original than was written.
+fn keeps_holes(original: &OwnedFd, copy: &OwnedFd) -> bool {
+    let original = extents(original);
+    extents(copy).into_iter().all(|(start, end)| original.iter().any(|&(from, to)| from <= start && end <= to))
+}
+
 #[test]
 fn pread_stops_at_the_end_and_pwrite_extends() {
     let dir = Dir::new();
@@ -139,7 +145,7 @@ fn copy_file_keeps_data_and_holes() {
         let dst = tmpfile(dir.as_fd()).unwrap();
         assert_eq!(copy_file(src.as_fd(), dst.as_fd(), len), Ok(len), "{data:?} {len}");
         assert_eq!(contents(&src), contents(&dst));
-        assert_eq!(extents(&src), extents(&dst));
+        assert!(keeps_holes(&src, &dst), "{:?} {:?}", extents(&src), extents(&dst));
     }
 }
 
@@ -150,7 +156,7 @@ fn copy_file_across_filesystems_keeps_holes() {
     let dst = rustix::fs::memfd_create(c"m", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
     assert_eq!(copy_file(src.as_fd(), dst.as_fd(), 8 * MIB), Ok(8 * MIB));
     assert_eq!(contents(&src), contents(&dst));
-    assert_eq!(extents(&src), extents(&dst));
+    assert!(keeps_holes(&src, &dst), "{:?} {:?}", extents(&src), extents(&dst));
 }
 
 #[test]
