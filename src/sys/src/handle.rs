@@ -100,8 +100,8 @@ struct FsUuid {
 /// `FS_IOC_GETFSUUID`: `_IOR(0x15, 0, struct fsuuid2)`.
 const GET_FS_UUID: rustix::ioctl::Opcode = rustix::ioctl::opcode::read::<FsUuid>(0x15, 0);
 
-/// Asks for the UUID of the filesystem that holds the directory `dir`, which may be `O_PATH`. `None` where the filesystem has none or
-/// the kernel (before 6.10) does not tell.
+/// Asks for the UUID of the filesystem that holds the directory `dir`, which may be `O_PATH`. `None` where the filesystem has none,
+/// has the nil one (as images made without do, which tells nothing apart), or the kernel (before 6.10) does not tell.
 ///
 /// # Errors
 ///
@@ -111,7 +111,7 @@ pub fn fs_uuid(dir: BorrowedFd<'_>) -> Result<Option<[u8; 16]>> {
     // SAFETY: the opcode is a getter that writes one `struct fsuuid2`, as `FsUuid` is laid out.
     let answer = unsafe { ioctl(&dir, Getter::<GET_FS_UUID, FsUuid>::new()) };
     match answer {
-        Ok(answer) => Ok((answer.len == 16).then_some(answer.uuid)),
+        Ok(answer) => Ok((answer.len == 16 && answer.uuid != [0; 16]).then_some(answer.uuid)),
         Err(Errno::NOTTY | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(None),
         Err(error) => Err(error),
     }

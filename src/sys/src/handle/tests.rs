@@ -82,6 +82,7 @@ fn handles_that_no_kernel_made_are_errors() {
 fn filesystem_uuid_is_the_same_everywhere_on_it() {
     let dir = Dir::new();
     let uuid = fs_uuid(dir.as_fd()).unwrap();
+    assert_ne!(uuid, Some([0; 16]));
     mkdir(dir.as_fd(), b"d", 0o755).unwrap();
     let sub = open_path(At::Name(dir.as_fd(), b"d")).unwrap();
     assert_eq!(fs_uuid(sub.as_fd()), Ok(uuid));
