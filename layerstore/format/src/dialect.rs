@@ -39,6 +39,12 @@ impl Dialect {
             Self::Aufs => &[TRUSTED_PREFIX, USER_PREFIX, FUSE_PREFIX],
         }
     }
+
+    /// Says whether the attribute `name` on disk is a mark or reserved for marks. Short for [`crate::mark::classify_xattr`].
+    #[must_use]
+    pub fn is_private(self, name: &[u8]) -> bool {
+        matches!(crate::mark::classify_xattr(self, name), crate::mark::XattrClass::Private(_))
+    }
 }
 
 /// `OVL_XATTR_TRUSTED_PREFIX` of the kernel.

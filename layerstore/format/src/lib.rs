@@ -23,7 +23,9 @@ pub mod whiteout;
 
 pub use change::{Change, ChangeKind};
 pub use dialect::Dialect;
-pub use mark::{MarkKind, Opaque, XattrClass, classify_xattr, escape_xattr, legacy_names, read_names, xattr_name};
+pub use mark::{
+    MarkKind, Opaque, XattrClass, classify_xattr, escape_xattr, legacy_names, read_names, shown_xattr, translate_xattr, xattr_name,
+};
 pub use origin::{Origin, OriginError};
 pub use redirect::{Redirect, RedirectError};
 pub use whiteout::{AUFS_OPAQUE, AufsName, AufsNameError, WHITEOUT_RDEV, aufs_whiteout_name, classify_aufs_name, is_whiteout_device};

@@ -150,6 +150,25 @@ pub fn escape_xattr(dialect: Dialect, name: &[u8]) -> Vec<u8> {
     }
 }
 
+/// The name that a user sees of the attribute `name` on disk; `None` for a private one, which is not listed.
+#[must_use]
+pub fn shown_xattr(dialect: Dialect, name: &[u8]) -> Option<Vec<u8>> {
+    match classify_xattr(dialect, name) {
+        XattrClass::Private(_) => None,
+        XattrClass::Escaped(shown) => Some(shown),
+        XattrClass::Plain => Some(name.to_vec()),
+    }
+}
+
+/// The name that an attribute gets when it is copied up from a layer of dialect `from` into one of dialect `to`; `None` for a private
+/// one, which says something of the lower layer only and stays behind.
+///
+/// A name that is plain in one dialect can be a mark in another: copied as it is, it would be forged.
+#[must_use]
+pub fn translate_xattr(from: Dialect, to: Dialect, name: &[u8]) -> Option<Vec<u8>> {
+    shown_xattr(from, name).map(|shown| escape_xattr(to, &shown))
+}
+
 /// Splits a name under a guarded prefix into that prefix and the rest.
 fn split(dialect: Dialect, name: &[u8]) -> Option<(&'static [u8], &[u8])> {
     dialect.guarded_prefixes().iter().find_map(|prefix| name.strip_prefix(*prefix).map(|suffix| (*prefix, suffix)))
@@ -229,12 +248,16 @@ mod tests {
 
         #[test]
         fn a_name_on_disk_is_private_or_has_one_user_name(dialect in dialects(), disk in names()) {
-            let shown = match classify_xattr(dialect, &disk) {
-                XattrClass::Private(_) => return Ok(()),
-                XattrClass::Escaped(shown) => shown,
-                XattrClass::Plain => disk.clone(),
-            };
+            let Some(shown) = shown_xattr(dialect, &disk) else { return Ok(()) };
             prop_assert_eq!(escape_xattr(dialect, &shown), disk);
+        }
+
+        #[test]
+        fn copying_up_keeps_the_name_that_users_see(from in dialects(), to in dialects(), disk in names()) {
+            match translate_xattr(from, to, &disk) {
+                Some(copied) => prop_assert_eq!(shown_xattr(to, &copied), shown_xattr(from, &disk)),
+                None => prop_assert!(from.is_private(&disk)),
+            }
         }
 
         #[test]
@@ -293,12 +316,7 @@ mod tests {
             (Dialect::Aufs, "user.mime_type", Some("user.mime_type")),
         ];
         for (dialect, disk, shown) in table {
-            let got = match classify_xattr(*dialect, disk.as_bytes()) {
-                XattrClass::Private(_) => None,
-                XattrClass::Escaped(shown) => Some(shown),
-                XattrClass::Plain => Some(disk.as_bytes().to_vec()),
-            };
-            assert_eq!(got.as_deref(), shown.map(str::as_bytes), "{dialect:?} {disk}");
+            assert_eq!(shown_xattr(*dialect, disk.as_bytes()).as_deref(), shown.map(str::as_bytes), "{dialect:?} {disk}");
         }
     }
 

@@ -56,7 +56,7 @@ pub struct Origin {
     pub path_upper: bool,
 }
 
-/// Why a value is no origin, or an origin no value.
+/// Why a value is no origin.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OriginError {
     /// Well formed, but it does not tell the origin here: empty (copied up, origin not known), a later version, unknown flags, or a
@@ -66,9 +66,6 @@ pub enum OriginError {
     /// No `struct ovl_fb`: wrong magic, or a length that does not fit.
     #[error("a malformed origin")]
     Malformed,
-    /// A file handle that is too long to be written.
-    #[error("a file handle of {0} bytes, 234 are the most")]
-    TooLong(usize),
 }
 
 impl Origin {
@@ -105,25 +102,23 @@ impl Origin {
 
     /// The value to write, byte for byte what the kernel writes for the same object.
     ///
-    /// # Errors
-    ///
-    /// [`OriginError::TooLong`] for a handle of more than [`FID_MAX`] bytes; the kernel's handles have at most 128.
-    pub fn encode(&self) -> Result<Vec<u8>, OriginError> {
+    /// A handle of more than [`FID_MAX`] bytes, which no kernel gives (128 are its limit), is written as the empty value: copied up,
+    /// origin not known.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
         let Some(len) = self.fid.len().checked_add(HEADER).and_then(|len| u8::try_from(len).ok()) else {
-            return Err(OriginError::TooLong(self.fid.len()));
+            return Vec::new();
         };
         let flags = CPU_ENDIAN | if self.path_upper { PATH_UPPER } else { 0 };
-        Ok([&[VERSION, MAGIC, len, flags, self.fid_type][..], &self.uuid, &self.fid].concat())
+        [&[VERSION, MAGIC, len, flags, self.fid_type][..], &self.uuid, &self.fid].concat()
     }
 
     /// The name of the index entry of this object: its encoded form in lower-case hexadecimal.
     ///
-    /// # Errors
-    ///
-    /// [`OriginError::TooLong`] when the name would exceed 255 bytes or [`Origin::encode`] fails; such an object has no index entry.
-    pub fn index_name(&self) -> Result<Vec<u8>, OriginError> {
-        let name = hex(&self.encode()?).into_bytes();
-        if name.len() > crate::NAME_MAX { Err(OriginError::TooLong(self.fid.len())) } else { Ok(name) }
+    /// A handle of more than 106 bytes gives a name of more than 255, which no directory takes.
+    #[must_use]
+    pub fn index_name(&self) -> Vec<u8> {
+        hex(&self.encode()).into_bytes()
     }
 
     /// Reads the name of an index entry. Upper-case digits, which the kernel reads too, are refused: no name has two spellings.
@@ -209,10 +204,10 @@ mod tests {
         ];
         for (filesystem, uuid, fid_type, fid, value) in table {
             let origin = Origin { uuid: bytes(uuid).try_into().unwrap(), fid_type, fid: bytes(fid), path_upper: false };
-            assert_eq!(origin.encode(), Ok(bytes(value)), "{filesystem}");
+            assert_eq!(origin.encode(), bytes(value), "{filesystem}");
             assert_eq!(Origin::parse(&bytes(value)), Ok(origin.clone()), "{filesystem}");
             // The same files had two names: the kernel called the index entries so.
-            assert_eq!(origin.index_name(), Ok(value.as_bytes().to_vec()), "{filesystem}");
+            assert_eq!(origin.index_name(), value.as_bytes(), "{filesystem}");
             assert_eq!(Origin::parse_index_name(value.as_bytes()), Ok(origin), "{filesystem}");
         }
     }
@@ -225,13 +220,13 @@ mod tests {
         let origin = Origin::parse(&value).unwrap();
         assert!(origin.path_upper);
         assert_eq!(origin.fid, bytes("038000005a5391e0"));
-        assert_eq!(origin.encode(), Ok(value));
+        assert_eq!(origin.encode(), value);
     }
 
     #[test]
     fn hostile_values_are_told_from_unknown_ones() {
         let origin = Origin { uuid: [7; 16], fid_type: 1, fid: vec![1, 2, 3, 4], path_upper: false };
-        let good = origin.encode().unwrap();
+        let good = origin.encode();
         let with = |at: usize, byte: u8| {
             let mut value = good.clone();
             value[at] = byte;
@@ -258,12 +253,12 @@ mod tests {
     }
 
     #[test]
-    fn handles_that_do_not_fit_are_refused() {
+    fn a_handle_that_does_not_fit_is_an_origin_not_known() {
         let with = |len| Origin { uuid: [0; 16], fid_type: 1, fid: vec![0; len], path_upper: false };
-        assert_eq!(with(FID_MAX).encode().map(|value| value.len()), Ok(255));
-        assert_eq!(with(FID_MAX + 1).encode(), Err(OriginError::TooLong(FID_MAX + 1)));
-        assert_eq!(with(106).index_name().map(|name| name.len()), Ok(254));
-        assert_eq!(with(107).index_name(), Err(OriginError::TooLong(107)));
+        assert_eq!(with(FID_MAX).encode().len(), 255);
+        assert_eq!(with(FID_MAX + 1).encode(), b"");
+        assert_eq!(Origin::parse(&with(FID_MAX + 1).encode()), Err(OriginError::Unknown));
+        assert_eq!(with(106).index_name().len(), 254);
     }
 
     #[test]
@@ -276,20 +271,20 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_written_is_read_back(origin in origin()) {
-            prop_assert_eq!(Origin::parse(&origin.encode().unwrap()), Ok(origin));
+            prop_assert_eq!(Origin::parse(&origin.encode()), Ok(origin));
         }
 
         #[test]
         fn index_names_are_read_back(mut origin in origin()) {
             origin.fid.truncate(106);
-            prop_assert_eq!(Origin::parse_index_name(&origin.index_name().unwrap()), Ok(origin));
+            prop_assert_eq!(Origin::parse_index_name(&origin.index_name()), Ok(origin));
         }
 
         #[test]
         fn any_bytes_are_read_or_refused(value in prop::collection::vec(any::<u8>(), 0..40), fixed in any::<bool>()) {
             let value = if fixed { [&[0, MAGIC][..], &value].concat() } else { value };
             if let Ok(origin) = Origin::parse(&value) {
-                prop_assert!(origin.encode().unwrap().len() <= value.len());
+                prop_assert!(origin.encode().len() <= value.len());
             }
         }
     }
