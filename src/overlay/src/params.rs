@@ -1,0 +1,742 @@
+//! Mount options: text to [`Params`] and back.
+//!
+//! The grammar is that of mount(8) for kernel overlayfs and of fuse-overlayfs: options are separated by commas, empty ones are passed over, of
+//! contradictory generic ones (`ro,rw`) the last counts. In values a backslash takes the meaning from the byte after it, so `\,` `\:` and `\\`
+//! stand in paths. Paths are bytes, not text.
+//!
+//! Every option of those two and of libfuse is in one table ([`rule`]): it is obeyed, or accepted because it asks for what plyfs does anyway, or
+//! refused by its name. Nothing is ignored silently. Nothing is opened here; what a path leads to is checked where layers are opened.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// When a read changes the access time of a file (the mount's flag; the union's own times are those of its layers).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Atime {
+    /// Now and then (`relatime`, the kernel's default).
+    #[default]
+    Relative,
+    /// Never (`noatime`).
+    Never,
+    /// At each read (`strictatime`).
+    Strict,
+}
+
+/// The writable layer and the directory beside it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Writable {
+    /// `upperdir`.
+    pub upper: PathBuf,
+    /// `workdir`.
+    pub work: PathBuf,
+}
+
+/// The options of a mount, checked against each other. Paths are as they were given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Params {
+    /// `lowerdir`, topmost first; never empty.
+    pub lowers: Vec<PathBuf>,
+    /// `upperdir` and `workdir`; without them the union is read-only.
+    pub writable: Option<Writable>,
+    /// `lower=live`: others change the lowers while they are mounted.
+    pub live_lowers: bool,
+    /// `volatile` or `fsync=0`: nothing waits for the disk.
+    pub volatile: bool,
+    /// `ro`.
+    pub read_only: bool,
+    /// Not `nodev`.
+    pub dev: bool,
+    /// Not `nosuid`.
+    pub suid: bool,
+    /// Not `noexec`.
+    pub exec: bool,
+    /// `noatime`, `relatime` or `strictatime`.
+    pub atime: Atime,
+    /// `nodiratime`.
+    pub no_dir_atime: bool,
+    /// `fsname`: what the mount table shows as the source.
+    pub fsname: Option<OsString>,
+    /// `debug`: say what happens, and stay in front.
+    pub debug: bool,
+}
+
+/// Why options are refused. The text names the option and the remedy.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ParamError {
+    /// No such option.
+    #[error("option {0}: unknown; see 'plyfs mount --help' for those there are")]
+    Unknown(String),
+    /// Known, but not something that plyfs does.
+    #[error("option {option}: {why}")]
+    Refused {
+        /// As it was given.
+        option: String,
+        /// Why, and the remedy.
+        why: &'static str,
+    },
+    /// Known, with a value that it cannot have.
+    #[error("option {option}: the value must be {expected}; correct it or leave the option out")]
+    Value {
+        /// As it was given.
+        option: String,
+        /// What may stand there.
+        expected: String,
+    },
+    /// Needs a value.
+    #[error("option {0}: it needs a value; give it as {0}=...")]
+    Missing(String),
+    /// Takes no value.
+    #[error("option {0}: it takes no value; leave out the = and what follows")]
+    Unexpected(String),
+    /// Given twice, or in two forms.
+    #[error("option {0}: given more than once; give it once")]
+    Repeated(&'static str),
+    /// Two options exclude each other, or one lacks the other.
+    #[error("option {option}: {why}")]
+    Contradiction {
+        /// The one that cannot stay.
+        option: &'static str,
+        /// Why, and the remedy.
+        why: &'static str,
+    },
+    /// One directory in two places.
+    #[error("option {option}: {} is named twice; layers, upperdir and workdir must be different directories", path.display())]
+    SamePath {
+        /// The second place.
+        option: &'static str,
+        /// The directory.
+        path: PathBuf,
+    },
+}
+
+/// What an option does.
+enum Rule {
+    /// `lowerdir`, `lowerdir+`, `upperdir`, `workdir`, `fsname`, `lower`: has a value.
+    Value(fn(&mut Builder, &[u8]) -> Result<(), ParamError>),
+    /// Has no value.
+    Flag(fn(&mut Params)),
+    /// 0 or 1.
+    Switch(fn(&mut Params, bool)),
+    /// These values ask for what plyfs does anyway, all others are refused for this reason.
+    Only(&'static [&'static str], &'static str),
+    /// Asks for what plyfs does anyway, or is meant for mount(8) itself.
+    Nothing,
+    /// How fast, not what: any value will do.
+    Hint,
+    /// Refused for this reason.
+    Refused(&'static str),
+}
+
+const LATER: &str = "not supported by this version; leave it out";
+const IDS: &str = "mapping of owners is not supported by this version; leave it out, or give the layers the owners that they are to show";
+const CACHE: &str = "caching cannot be set: what plyfs caches it also invalidates; leave it out";
+const SIZES: &str = "sizes and queue lengths are chosen at mount and cannot be set; leave it out";
+
+/// The table: option by option what it does; `None` for an unknown one.
+fn rule(name: &[u8]) -> Option<Rule> {
+    use Rule::{Flag, Hint, Nothing, Only, Refused, Switch, Value};
+    Some(match name {
+        b"lowerdir" => Value(Builder::lowerdir),
+        b"lowerdir+" => Value(Builder::lowerdir_add),
+        b"upperdir" => Value(|b, value| b.path("upperdir", value, |b| &mut b.upper)),
+        b"workdir" => Value(|b, value| b.path("workdir", value, |b| &mut b.work)),
+        b"fsname" => Value(Builder::fsname),
+        b"lower" => Value(Builder::lower),
+        b"volatile" => Flag(|p| p.volatile = true),
+        b"debug" => Flag(|p| p.debug = true),
+
+        // mount(8), for every filesystem; of each pair the last one counts.
+        b"ro" => Flag(|p| p.read_only = true),
+        b"rw" => Flag(|p| p.read_only = false),
+        b"dev" => Flag(|p| p.dev = true),
+        b"nodev" => Flag(|p| p.dev = false),
+        b"suid" => Flag(|p| p.suid = true),
+        b"nosuid" => Flag(|p| p.suid = false),
+        b"exec" => Flag(|p| p.exec = true),
+        b"noexec" => Flag(|p| p.exec = false),
+        b"noatime" => Flag(|p| p.atime = Atime::Never),
+        b"strictatime" => Flag(|p| p.atime = Atime::Strict),
+        b"atime" | b"relatime" | b"norelatime" | b"nostrictatime" => Flag(|p| p.atime = Atime::Relative),
+        b"nodiratime" => Flag(|p| p.no_dir_atime = true),
+        b"diratime" => Flag(|p| p.no_dir_atime = false),
+        b"defaults" => Flag(Params::defaults),
+        b"user" | b"users" => Flag(|p| (p.exec, p.suid, p.dev) = (false, false, false)),
+        b"owner" | b"group" => Flag(|p| (p.suid, p.dev) = (false, false)),
+        b"async" | b"nolazytime" | b"noiversion" | b"nomand" | b"silent" | b"loud" => Nothing,
+        b"auto" | b"noauto" | b"nouser" | b"_netdev" | b"nofail" => Nothing,
+        b"comment" => Hint,
+        _ if name.starts_with(b"x-") || name.starts_with(b"X-") => Hint,
+        b"lazytime" | b"iversion" | b"mand" | b"dirsync" => Refused(LATER),
+        b"remount" => Refused("a mount cannot be changed while it is there; unmount it and mount it again"),
+
+        // Kernel overlayfs.
+        b"redirect_dir" => Only(&["on"], "directories are always renamed by redirect; say redirect_dir=on or leave it out"),
+        b"index" => Only(&["on"], "hard links are always kept together; say index=on or leave it out"),
+        b"metacopy" => Only(&["off"], "a changed owner or mode copies the data, too, in this version; say metacopy=off or leave it out"),
+        b"nfs_export" => Only(&["off"], "a FUSE mount of plyfs cannot be exported over NFS; say nfs_export=off or leave it out"),
+        b"xino" => Only(&["on", "auto"], "inode numbers are always unique; say xino=on, xino=auto or leave it out"),
+        b"verity" => Only(&["off"], "fs-verity digests are not checked by this version; say verity=off or leave it out"),
+        b"whiteout" => {
+            Only(&["overlay"], "only kernel overlayfs's whiteouts are read by this version; say whiteout=overlay or leave it out")
+        }
+        b"override_creds" => Nothing,
+        b"nooverride_creds" => Refused("layers are always accessed with the rights of who mounts; leave it out"),
+        b"datadir+" => Refused("data-only layers are not supported by this version; leave it out"),
+        b"userxattr" => Refused("marks in user.* attributes are not supported by this version; leave it out and mount as root"),
+        b"uuid" => Refused(LATER),
+
+        // fuse-overlayfs.
+        b"fsync" | b"sync" => Switch(|p, on| p.volatile = !on),
+        b"threaded" => Only(&["1"], "requests are always served by several threads; say threaded=1 or leave it out"),
+        b"noxattrs" => Only(&["0"], "extended attributes cannot be switched off; say noxattrs=0 or leave it out"),
+        b"xattr_permissions" => Only(
+            &["0"],
+            "owners and modes in extended attributes are not supported by this version; say xattr_permissions=0 or leave it out",
+        ),
+        b"fast_ino" | b"fast_ino_check" | b"writeback" => Hint,
+        b"uidmapping" | b"gidmapping" | b"squash_to_uid" | b"squash_to_gid" | b"squash_to_root" => Refused(IDS),
+        b"timeout" => Refused(CACHE),
+        b"plugins" | b"static_nlink" | b"noacl" | b"ino32_t" => Refused(LATER),
+
+        // libfuse.
+        b"allow_other" | b"default_permissions" | b"nonempty" | b"use_ino" | b"readdir_ino" | b"big_writes" | b"kernel_cache" => Nothing,
+        b"splice_read" | b"splice_write" | b"splice_move" | b"no_splice_read" | b"no_splice_write" | b"no_splice_move" => Nothing,
+        b"subtype" => Only(&["plyfs"], "the mount table shows fuse.plyfs; say subtype=plyfs or leave it out"),
+        b"allow_root" => Refused("a mount made by root serves all users, as their permissions allow; leave it out"),
+        b"auto_unmount" => Refused("a mount whose server died is removed by 'plyfs umount'; leave it out"),
+        b"auto_cache" | b"direct_io" | b"entry_timeout" | b"negative_timeout" | b"attr_timeout" | b"ac_attr_timeout" => Refused(CACHE),
+        b"max_read" | b"max_write" | b"max_readahead" | b"max_background" | b"congestion_threshold" => Refused(SIZES),
+        b"uid" | b"gid" | b"umask" => Refused(IDS),
+        b"blkdev" | b"modules" | b"hard_remove" | b"intr" | b"noforget" | b"remember" => Refused(LATER),
+        b"fd" | b"rootmode" | b"user_id" | b"group_id" => Refused("it is set by plyfs itself; leave it out"),
+
+        // Security modules.
+        b"context" | b"fscontext" | b"defcontext" | b"rootcontext" => {
+            Refused("a security context for the whole mount is not supported by this version; leave it out and label the layers")
+        }
+        _ => return None,
+    })
+}
+
+/// Options as they come in.
+struct Builder {
+    params: Params,
+    /// `lowerdir` was given.
+    listed: bool,
+    upper: Option<PathBuf>,
+    work: Option<PathBuf>,
+}
+
+impl Params {
+    /// Reads options, several strings one after the other as if a comma were between them.
+    ///
+    /// Errors: [`ParamError`], for the first option that is wrong, then for what contradicts or lacks another.
+    pub fn parse<S: AsRef<OsStr>>(options: impl IntoIterator<Item = S>) -> Result<Self, ParamError> {
+        let mut builder = Builder { params: Self::over(Vec::new()), listed: false, upper: None, work: None };
+        for list in options {
+            for option in split(list.as_ref().as_bytes()) {
+                builder.take(option)?;
+            }
+        }
+        builder.finish()
+    }
+
+    /// A read-only union of these lowers, topmost first, with every other option at its default.
+    pub fn over(lowers: Vec<PathBuf>) -> Self {
+        Self {
+            lowers,
+            writable: None,
+            live_lowers: false,
+            volatile: false,
+            read_only: false,
+            dev: true,
+            suid: true,
+            exec: true,
+            atime: Atime::Relative,
+            no_dir_atime: false,
+            fsname: None,
+            debug: false,
+        }
+    }
+
+    /// `defaults` of mount(8): rw, suid, dev, exec.
+    fn defaults(&mut self) {
+        (self.read_only, self.suid, self.dev, self.exec) = (false, true, true, true);
+    }
+
+    /// Every path of the options with the option that it is of: lowers topmost first, then upperdir and workdir.
+    pub fn paths(&self) -> impl Iterator<Item = (&'static str, &PathBuf)> {
+        let writable = self.writable.iter().flat_map(|w| [("upperdir", &w.upper), ("workdir", &w.work)]);
+        self.lowers.iter().map(|lower| ("lowerdir", lower)).chain(writable)
+    }
+
+    /// As [`Params::paths`], to be changed.
+    pub fn paths_mut(&mut self) -> impl Iterator<Item = (&'static str, &mut PathBuf)> {
+        let writable = self.writable.iter_mut().flat_map(|w| [("upperdir", &mut w.upper), ("workdir", &mut w.work)]);
+        self.lowers.iter_mut().map(|lower| ("lowerdir", lower)).chain(writable)
+    }
+
+    /// Whether nothing can be written: asked for, or for lack of an upper.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only || self.writable.is_none()
+    }
+
+    /// The options as text in bytes, which [`Params::parse`] reads as the same options.
+    pub fn to_os_string(&self) -> OsString {
+        let mut out = Vec::new();
+        for (index, lower) in self.lowers.iter().enumerate() {
+            out.extend_from_slice(if index == 0 { b"lowerdir=" } else { b":" });
+            escape(lower.as_os_str(), b",:\\", &mut out);
+        }
+        let mut option = |name: &str, value: Option<&OsStr>| {
+            if !out.is_empty() {
+                out.push(b',');
+            }
+            out.extend_from_slice(name.as_bytes());
+            if let Some(value) = value {
+                out.push(b'=');
+                escape(value, b",\\", &mut out);
+            }
+        };
+        if let Some(Writable { upper, work }) = &self.writable {
+            option("upperdir", Some(upper.as_os_str()));
+            option("workdir", Some(work.as_os_str()));
+        }
+        let flags = [
+            (self.live_lowers, "lower=live"),
+            (self.volatile, "volatile"),
+            (self.read_only, "ro"),
+            (!self.dev, "nodev"),
+            (!self.suid, "nosuid"),
+            (!self.exec, "noexec"),
+            (self.atime == Atime::Never, "noatime"),
+            (self.atime == Atime::Strict, "strictatime"),
+            (self.no_dir_atime, "nodiratime"),
+            (self.debug, "debug"),
+        ];
+        for (_, name) in flags.into_iter().filter(|(set, _)| *set) {
+            option(name, None);
+        }
+        if let Some(name) = &self.fsname {
+            option("fsname", Some(name));
+        }
+        OsString::from_vec(out)
+    }
+}
+
+/// As [`Params::to_os_string`]; what is not UTF-8 in a path shows as U+FFFD, so only text comes back unchanged.
+impl fmt::Display for Params {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.to_os_string().to_string_lossy())
+    }
+}
+
+impl FromStr for Params {
+    type Err = ParamError;
+
+    fn from_str(options: &str) -> Result<Self, ParamError> {
+        Self::parse([options])
+    }
+}
+
+impl Builder {
+    fn take(&mut self, option: &[u8]) -> Result<(), ParamError> {
+        let shown = || String::from_utf8_lossy(option).into_owned();
+        let (name, value) = match option.iter().position(|&byte| byte == b'=') {
+            Some(at) => (option.get(..at).unwrap_or_default(), option.get(at + 1..)),
+            None => (option, None),
+        };
+        let lone = || String::from_utf8_lossy(name).into_owned();
+        match (rule(name), value) {
+            (None, _) => Err(ParamError::Unknown(shown())),
+            // mount(8) passes `sync` for every filesystem, fuse-overlayfs has `sync=0`.
+            (Some(Rule::Switch(_)), None) if name == b"sync" => {
+                Err(ParamError::Refused { option: shown(), why: "writing through at each step is not supported; leave it out" })
+            }
+            (Some(Rule::Value(_) | Rule::Switch(_) | Rule::Only(..)), None) => Err(ParamError::Missing(lone())),
+            (Some(Rule::Value(apply)), Some(value)) => apply(self, value),
+            (Some(Rule::Switch(apply)), Some(value)) => {
+                let on = match value {
+                    b"0" => false,
+                    b"1" => true,
+                    _ => return Err(ParamError::Value { option: shown(), expected: "0 or 1".to_owned() }),
+                };
+                apply(&mut self.params, on);
+                Ok(())
+            }
+            (Some(Rule::Only(values, why)), Some(value)) => {
+                if values.iter().any(|same| same.as_bytes() == value) {
+                    Ok(())
+                } else {
+                    Err(ParamError::Refused { option: shown(), why })
+                }
+            }
+            (Some(Rule::Flag(_) | Rule::Nothing), Some(_)) => Err(ParamError::Unexpected(shown())),
+            (Some(Rule::Flag(apply)), None) => {
+                apply(&mut self.params);
+                Ok(())
+            }
+            (Some(Rule::Nothing | Rule::Hint), _) => Ok(()),
+            (Some(Rule::Refused(why)), _) => Err(ParamError::Refused { option: shown(), why }),
+        }
+    }
+
+    fn lowerdir(&mut self, value: &[u8]) -> Result<(), ParamError> {
+        if self.listed || !self.params.lowers.is_empty() {
+            return Err(ParamError::Repeated("lowerdir"));
+        }
+        self.listed = true;
+        let parts = split_at(value, b':');
+        for (index, part) in parts.iter().enumerate() {
+            if part.is_empty() {
+                let why = if parts.len() == 1 {
+                    "it is empty; name at least one directory"
+                } else if index == 0 || index + 1 == parts.len() {
+                    "a colon stands at an end; colons stand between directories, and one in a name is written \\:"
+                } else {
+                    "'::' marks data-only layers, which this version does not support; separate layers by one colon"
+                };
+                return Err(ParamError::Contradiction { option: "lowerdir", why });
+            }
+            self.add_lower("lowerdir", part)?;
+        }
+        Ok(())
+    }
+
+    fn lowerdir_add(&mut self, value: &[u8]) -> Result<(), ParamError> {
+        if self.listed {
+            let why = "it cannot be combined with lowerdir; give all layers in one form";
+            return Err(ParamError::Contradiction { option: "lowerdir+", why });
+        }
+        if value.is_empty() {
+            return Err(ParamError::Missing("lowerdir+".to_owned()));
+        }
+        self.add_lower("lowerdir+", value)
+    }
+
+    fn add_lower(&mut self, option: &'static str, value: &[u8]) -> Result<(), ParamError> {
+        let path = path_of(value);
+        if self.params.lowers.contains(&path) {
+            return Err(ParamError::SamePath { option, path });
+        }
+        self.params.lowers.push(path);
+        Ok(())
+    }
+
+    fn path(&mut self, name: &'static str, value: &[u8], place: fn(&mut Self) -> &mut Option<PathBuf>) -> Result<(), ParamError> {
+        if value.is_empty() {
+            return Err(ParamError::Missing(name.to_owned()));
+        }
+        match place(self) {
+            Some(_) => Err(ParamError::Repeated(name)),
+            empty => {
+                *empty = Some(path_of(value));
+                Ok(())
+            }
+        }
+    }
+
+    fn fsname(&mut self, value: &[u8]) -> Result<(), ParamError> {
+        if value.is_empty() {
+            return Err(ParamError::Missing("fsname".to_owned()));
+        }
+        self.params.fsname = Some(OsString::from_vec(unescape(value)));
+        Ok(())
+    }
+
+    fn lower(&mut self, value: &[u8]) -> Result<(), ParamError> {
+        if value != b"live" {
+            let option = format!("lower={}", String::from_utf8_lossy(value));
+            return Err(ParamError::Value { option, expected: "live".to_owned() });
+        }
+        self.params.live_lowers = true;
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Params, ParamError> {
+        let mut params = self.params;
+        let contradiction = |option, why| Err(ParamError::Contradiction { option, why });
+        if params.lowers.is_empty() {
+            return contradiction("lowerdir", "not given; name at least one directory to show, as lowerdir=DIR");
+        }
+        params.writable = match (self.upper, self.work) {
+            (None, None) => None,
+            (Some(upper), Some(work)) => Some(Writable { upper, work }),
+            (Some(_), None) => {
+                return contradiction("upperdir", "given without workdir; add workdir=DIR, an empty directory on the same filesystem");
+            }
+            (None, Some(_)) => {
+                return contradiction("workdir", "given without upperdir; add upperdir=DIR, or leave workdir out for a read-only mount");
+            }
+        };
+        if let Some(Writable { upper, work }) = &params.writable {
+            if upper == work {
+                return Err(ParamError::SamePath { option: "workdir", path: work.clone() });
+            }
+            for (option, path) in [("upperdir", upper), ("workdir", work)] {
+                if params.lowers.contains(path) {
+                    return Err(ParamError::SamePath { option, path: path.clone() });
+                }
+            }
+        }
+        Ok(params)
+    }
+}
+
+/// The options of a list: separated by commas that no backslash precedes and that are not in the quotes of a security context.
+fn split(list: &[u8]) -> Vec<&[u8]> {
+    let mut options = Vec::new();
+    let mut rest = list;
+    while !rest.is_empty() {
+        let end = option_end(rest);
+        let (option, tail) = rest.split_at(end);
+        if !option.is_empty() {
+            options.push(option);
+        }
+        rest = tail.get(1..).unwrap_or_default();
+    }
+    options
+}
+
+fn option_end(list: &[u8]) -> usize {
+    // mount(8) and podman write context="a,b"; in a path a quote is only a quote.
+    let quoted = list
+        .iter()
+        .position(|&byte| byte == b'=')
+        .is_some_and(|at| list.get(at + 1) == Some(&b'"') && list.get(..at).is_some_and(|name| name.ends_with(b"context")));
+    let mut inside = false;
+    let mut escaped = false;
+    for (index, &byte) in list.iter().enumerate() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = true,
+            b'"' if quoted => inside = !inside,
+            b',' if !inside => return index,
+            _ => {}
+        }
+    }
+    list.len()
+}
+
+/// The parts of a value between separators that no backslash precedes, with their backslashes.
+fn split_at(value: &[u8], separator: u8) -> Vec<&[u8]> {
+    let mut escaped = false;
+    value
+        .split(|&byte| {
+            let literal = escaped;
+            escaped = !literal && byte == b'\\';
+            byte == separator && !literal
+        })
+        .collect()
+}
+
+fn path_of(value: &[u8]) -> PathBuf {
+    OsString::from_vec(unescape(value)).into()
+}
+
+/// Takes out the backslashes, as kernel overlayfs does: any byte may follow one. A last one stands for itself.
+fn unescape(value: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(value.len());
+    let mut bytes = value.iter();
+    while let Some(&byte) = bytes.next() {
+        out.push(if byte == b'\\' { bytes.next().copied().unwrap_or(byte) } else { byte });
+    }
+    out
+}
+
+fn escape(value: &OsStr, special: &[u8], out: &mut Vec<u8>) {
+    for &byte in value.as_bytes() {
+        if special.contains(&byte) {
+            out.push(b'\\');
+        }
+        out.push(byte);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parse(options: &str) -> Result<Params, ParamError> {
+        options.parse()
+    }
+
+    fn refusal(options: &str) -> String {
+        parse(options).expect_err(options).to_string()
+    }
+
+    fn paths(list: &[&str]) -> Vec<PathBuf> {
+        list.iter().map(PathBuf::from).collect()
+    }
+
+    #[test]
+    fn real_clients_option_strings_are_taken() {
+        // podman, as recorded: trailing and doubled commas.
+        let params = parse("lowerdir=G/l/A:G/l/B,upperdir=G/1/diff,workdir=G/1/work,,volatile,").unwrap();
+        assert_eq!(params.lowers, paths(&["G/l/A", "G/l/B"]));
+        assert_eq!(params.writable, Some(Writable { upper: "G/1/diff".into(), work: "G/1/work".into() }));
+        assert!(params.volatile && !params.is_read_only() && params.dev && params.suid && params.exec);
+        assert!(parse("lowerdir=/a,upperdir=/u,workdir=/w,fsync=0,volatile").unwrap().volatile);
+        // mount(8) for an entry in fstab.
+        let params = parse("rw,noexec,nosuid,nodev,noatime,lowerdir=/a,fsname=test,x-systemd.automount,_netdev").unwrap();
+        assert!(params.is_read_only() && !params.read_only && !params.exec && !params.suid && !params.dev);
+        assert_eq!((params.atime, params.fsname.as_deref()), (Atime::Never, Some(OsStr::new("test"))));
+        // containerd through mount.fuse3.
+        parse("lowerdir=/a:/b,upperdir=/u,workdir=/w,dev,suid").unwrap();
+    }
+
+    #[test]
+    fn escapes_are_the_kernels() {
+        let params = parse(r"lowerdir=/a\:b:/c\,d:/e\\:/\f,upperdir=/u\,\:\\,workdir=/w:x").unwrap();
+        assert_eq!(params.lowers, paths(&["/a:b", "/c,d", r"/e\", "/f"]));
+        assert_eq!(params.writable, Some(Writable { upper: r"/u,:\".into(), work: "/w:x".into() }));
+        assert_eq!(parse(r"lowerdir+=/a:b,lowerdir+=/c\,d").unwrap().lowers, paths(&["/a:b", "/c,d"]));
+    }
+
+    #[test]
+    fn the_last_of_a_pair_counts() {
+        for (options, expected) in [("ro,rw", false), ("rw,ro", true), ("ro,defaults", false)] {
+            assert_eq!(parse(&format!("lowerdir=/a,{options}")).unwrap().read_only, expected, "{options}");
+        }
+        let params = parse("lowerdir=/a,user,exec").unwrap();
+        assert_eq!((params.exec, params.suid, params.dev), (true, false, false));
+        let params = Params::parse(["lowerdir=/a,nodev", "dev,fsync=0", "fsync=1"]).unwrap();
+        assert!(params.dev && !params.volatile);
+    }
+
+    #[test]
+    fn what_plyfs_does_anyway_is_accepted_and_its_opposite_refused_by_name() {
+        for (same, other) in [
+            ("redirect_dir=on", "redirect_dir=off"),
+            ("index=on", "index=off"),
+            ("metacopy=off", "metacopy=on"),
+            ("nfs_export=off", "nfs_export=on"),
+            ("xino=auto", "xino=off"),
+            ("verity=off", "verity=require"),
+            ("threaded=1", "threaded=0"),
+            ("noxattrs=0", "noxattrs=1"),
+            ("xattr_permissions=0", "xattr_permissions=2"),
+            ("whiteout=overlay", "whiteout=aufs"),
+            ("subtype=plyfs", "subtype=other"),
+            ("override_creds", "nooverride_creds"),
+            ("async", "sync"),
+            ("allow_other", "allow_root"),
+        ] {
+            assert_eq!(parse(&format!("lowerdir=/a,{same}")), parse("lowerdir=/a"), "{same}");
+            let text = refusal(&format!("lowerdir=/a,{other}"));
+            assert!(text.starts_with(&format!("option {other}: ")) && text.contains("; "), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_supported_is_refused_by_name_with_a_remedy() {
+        for option in [
+            "userxattr",
+            "uuid=on",
+            "uidmapping=:0:100000:65536",
+            "gidmapping=0:0:1",
+            "squash_to_root",
+            "squash_to_uid=1000",
+            "squash_to_gid=1000",
+            "datadir+=/d",
+            "timeout=1",
+            "plugins=/p",
+            "static_nlink",
+            "noacl",
+            "remount",
+            "auto_unmount",
+            "entry_timeout=1",
+            "max_read=4096",
+            r#"context="a,b""#,
+            "nonsense",
+            "nonsense=1",
+        ] {
+            let text = refusal(&format!("lowerdir=/a,{option},ro"));
+            assert!(text.starts_with(&format!("option {option}: ")) && text.contains("; "), "{text}");
+        }
+    }
+
+    #[test]
+    fn contradictions_name_the_option_and_the_remedy() {
+        for (options, start) in [
+            ("", "option lowerdir: not given; "),
+            ("rw", "option lowerdir: not given; "),
+            ("lowerdir=", "option lowerdir: it is empty; "),
+            ("lowerdir", "option lowerdir: it needs a value; "),
+            ("lowerdir=/a:", "option lowerdir: a colon stands at an end; "),
+            ("lowerdir=:/a", "option lowerdir: a colon stands at an end; "),
+            ("lowerdir=/a::/b", "option lowerdir: '::' marks data-only layers"),
+            ("lowerdir=/a,lowerdir=/b", "option lowerdir: given more than once; "),
+            ("lowerdir=/a,lowerdir+=/b", "option lowerdir+: it cannot be combined with lowerdir; "),
+            ("lowerdir+=/a,lowerdir=/b", "option lowerdir: given more than once; "),
+            ("lowerdir=/a,upperdir=/u", "option upperdir: given without workdir; "),
+            ("lowerdir=/a,workdir=/w", "option workdir: given without upperdir; "),
+            ("lowerdir=/a,upperdir=/u,upperdir=/v,workdir=/w", "option upperdir: given more than once; "),
+            ("lowerdir=/a,upperdir=,workdir=/w", "option upperdir: it needs a value; "),
+            ("lowerdir=/a:/b:/a", "option lowerdir: /a is named twice; "),
+            ("lowerdir=/a:/b,upperdir=/b,workdir=/w", "option upperdir: /b is named twice; "),
+            ("lowerdir=/a,upperdir=/u,workdir=/u", "option workdir: /u is named twice; "),
+            ("lowerdir=/a,ro=1", "option ro=1: it takes no value; "),
+            ("lowerdir=/a,fsync=2", "option fsync=2: the value must be 0 or 1; "),
+            ("lowerdir=/a,lower=dead", "option lower=dead: the value must be live; "),
+            ("lowerdir=/a,redirect_dir", "option redirect_dir: it needs a value; "),
+            ("lowerdir=/a,fsname=", "option fsname: it needs a value; "),
+        ] {
+            let text = refusal(options);
+            assert!(text.starts_with(start) && !text.contains('\n'), "{options}: {text}");
+        }
+    }
+
+    fn path() -> impl Strategy<Value = PathBuf> {
+        prop::collection::vec(prop::sample::select(b"/a:,\\\" \n\xff=".to_vec()), 1..8).prop_map(|bytes| OsString::from_vec(bytes).into())
+    }
+
+    prop_compose! {
+        fn any_params()(
+            mut all in prop::collection::btree_set(path(), 3..7).prop_map(|set| set.into_iter().collect::<Vec<_>>()).prop_shuffle(),
+            writable in any::<bool>(),
+            flags in any::<[bool; 7]>(),
+            atime in prop::sample::select(vec![Atime::Relative, Atime::Never, Atime::Strict]),
+            no_dir_atime in any::<bool>(),
+            fsname in prop::option::of(path()),
+        ) -> Params {
+            let pair = all.split_off(all.len() - 2);
+            let [live_lowers, volatile, read_only, dev, suid, exec, debug] = flags;
+            Params {
+                lowers: all,
+                writable: writable.then(|| Writable { upper: pair[0].clone(), work: pair[1].clone() }),
+                live_lowers, volatile, read_only, dev, suid, exec, atime, no_dir_atime, debug,
+                fsname: fsname.map(PathBuf::into_os_string),
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn text_round_trips(params in any_params()) {
+            prop_assert_eq!(Params::parse([params.to_os_string()]), Ok(params.clone()));
+            if let Some(text) = params.to_os_string().to_str() {
+                prop_assert_eq!(params.to_string(), text);
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_parsed_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            if let Ok(params) = Params::parse([OsString::from_vec(bytes)]) {
+                prop_assert_eq!(Params::parse([params.to_os_string()]), Ok(params));
+            }
+        }
+
+        #[test]
+        fn any_options_are_parsed_or_refused(text in "(lowerdir=|,|:|\\\\|/a|/b|upperdir=|workdir=|ro|=|\"|context=){0,12}") {
+            if let Ok(params) = parse(&text) {
+                prop_assert_eq!(Params::parse([params.to_os_string()]), Ok(params));
+            }
+        }
+    }
+}
