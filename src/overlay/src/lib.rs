@@ -1,1 +1,43 @@
-//! Under construction.
+//! The union: layers merged into one filesystem, with copy-up on write and whiteouts on delete.
+//!
+//! Generic over [`backend::Tree`] (a layer that is read) and [`backend::UpperTree`] (the layer that is written), so that it is tested without a mount. Knows neither FUSE
+//! nor images nor command lines.
+//!
+//! # Lock order
+//!
+//! See [`lock`]. In short: RENAME, then COPY of one inode, then DIR of directories (parent before child), then leaves; no table shard across a system call.
+
+#![forbid(unsafe_code)]
+
+mod acl;
+mod attr;
+pub mod backend;
+mod changes;
+mod copy_up;
+mod dir;
+mod error;
+mod file;
+mod ino;
+mod inode;
+mod layer;
+pub mod lock;
+mod name;
+pub mod params;
+mod readdir;
+mod rename;
+mod resolve;
+mod union;
+mod xattr;
+
+pub use attr::{Attr, SetAttr};
+pub use backend::{DirTree, LayerOpenError, MemFs, MemTree, Seek, check_overlap};
+pub use changes::{ChangeOptions, changes_of};
+pub use dir::NewNode;
+pub use error::{Error, Result};
+pub use file::{HandleId, OpenFlags};
+pub use ino::Ino;
+pub use layer::{Layer, LayerStack};
+pub use name::{NAME_MAX, Name};
+pub use readdir::DirEntry;
+pub use rename::RenameMode;
+pub use union::{Behaviour, Caller, Event, Union};

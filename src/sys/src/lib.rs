@@ -29,6 +29,7 @@ pub mod root;
 pub mod signal;
 pub mod stat;
 pub mod statfs;
+pub mod tree;
 mod xattr;
 
 pub use rustix::fs::{OFlags, RenameFlags};

@@ -21,6 +21,12 @@ pub fn raise_nofile() -> Result<(u64, u64)> {
     Ok((now.current.unwrap_or(u64::MAX), now.maximum.unwrap_or(u64::MAX)))
 }
 
+/// The soft and hard limits of open descriptors (`u64::MAX` for unlimited).
+pub fn nofile() -> (u64, u64) {
+    let now = getrlimit(Resource::Nofile);
+    (now.current.unwrap_or(u64::MAX), now.maximum.unwrap_or(u64::MAX))
+}
+
 /// Sets the umask of the process and returns the former one. A daemon sets 0: the kernel has applied the caller's umask already.
 pub fn umask(mask: u32) -> u32 {
     rustix::process::umask(Mode::from_raw_mode(mask & 0o777)).as_raw_mode()

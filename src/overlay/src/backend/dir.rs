@@ -1,0 +1,446 @@
+//! A layer that is a real directory.
+//!
+//! An object is known by (directory, name) and its (st_dev, st_ino); only directories keep an O_PATH fd, in a cache of bounded size
+//! (`fds.rs`). Each access names one component below a directory fd and never follows a symlink, so nothing outside of the layer is reached, even
+//! if somebody changes the layer behind our back; then the identity check answers ESTALE.
+//!
+//! `node.place` is held shared across each call that uses the name, and exclusively by a rename of that object, so that no call of ours finds
+//! another object under a name that has just moved. It is taken child before parent, and nothing else is taken under it but parents' places and
+//! the fd cache.
+
+mod fds;
+mod open;
+
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, RwLock};
+use plyfs_sys::at::{self, At, SetTime, XattrMode};
+use plyfs_sys::stat::{Kind, Stat};
+use plyfs_sys::statfs::StatFs;
+use plyfs_sys::{Errno, OFlags, RenameFlags, Result, create, handle, io, statfs, tree};
+
+use self::fds::FdCache;
+pub use self::open::{LayerOpenError, check_overlap};
+use super::{Handle, ObjectId, Place, RawEntry, Rename, Seek, Tree, UpperTree};
+use crate::name::Name;
+
+/// A real directory as a layer; made by [`DirTree::lower`], [`DirTree::lower_from_fd`] and [`DirTree::upper`].
+pub struct DirTree {
+    root: DirNode,
+    work: Option<DirNode>,
+    index: Option<DirNode>,
+    fds: Arc<FdCache>,
+    /// UUID of the filesystem, zeros if it has none; `None` if it cannot give out file handles.
+    uuid: Option<[u8; 16]>,
+    /// Held for the lifetime: the flocks on upperdir and workdir.
+    _locks: Vec<OwnedFd>,
+}
+
+/// An object of a real directory. Cloning is cheap.
+#[derive(Clone)]
+pub struct DirNode(Arc<NodeInner>);
+
+struct NodeInner {
+    id: ObjectId,
+    kind: Kind,
+    place: RwLock<Placed>,
+    fd: Mutex<Option<Arc<OwnedFd>>>,
+    /// Clock bit of the fd cache.
+    used: std::sync::atomic::AtomicBool,
+}
+
+/// How the object is reached.
+enum Placed {
+    /// By name, in a directory.
+    Named { dir: DirNode, name: Name },
+    /// By the fd alone, which is kept: a layer's root, an object without a name.
+    Pinned(Arc<OwnedFd>),
+}
+
+/// An open file of a real directory.
+pub struct DirFile(OwnedFd);
+
+impl fmt::Debug for DirNode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "dir:{}({:?})", self.0.id.ino, self.0.kind)
+    }
+}
+
+impl Drop for NodeInner {
+    /// Lets go of the chain of parents in a loop: recursion would need a stack as deep as the tree.
+    fn drop(&mut self) {
+        let mut next = self.take_parent();
+        while let Some(mut inner) = next.and_then(|node| Arc::into_inner(node.0)) {
+            next = inner.take_parent();
+        }
+    }
+}
+
+impl NodeInner {
+    fn take_parent(&mut self) -> Option<DirNode> {
+        match self.place.get_mut() {
+            Placed::Named { dir, .. } => Some(dir.clone()),
+            Placed::Pinned(_) => None,
+        }
+    }
+}
+
+impl DirNode {
+    fn new(stat: &Stat, place: Placed) -> Self {
+        Self(Arc::new(NodeInner {
+            id: ObjectId::of(stat),
+            kind: stat.kind,
+            place: RwLock::new(place),
+            fd: Mutex::new(None),
+            used: std::sync::atomic::AtomicBool::new(false),
+        }))
+    }
+
+    fn named(stat: &Stat, at: Place<'_, DirNode>) -> Self {
+        Self::new(stat, Placed::Named { dir: at.dir.clone(), name: at.name.clone() })
+    }
+}
+
+impl DirTree {
+    /// An fd of a directory that is good for `*at` calls (O_PATH); from the cache, or opened by name downwards from the nearest ancestor that has one.
+    fn dir_fd(&self, node: &DirNode) -> Result<Arc<OwnedFd>> {
+        let mut missing = Vec::new();
+        let mut at = node.clone();
+        let mut fd = loop {
+            if let Some(fd) = self.fds.get(&at) {
+                break fd;
+            }
+            let parent = match &*at.0.place.read() {
+                Placed::Pinned(fd) => break fd.clone(),
+                Placed::Named { dir, .. } => dir.clone(),
+            };
+            missing.push(at);
+            at = parent;
+        };
+        while let Some(node) = missing.pop() {
+            fd = match &*node.0.place.read() {
+                Placed::Pinned(fd) => fd.clone(),
+                // The parent is what the walk upwards found: a rename in between has changed `name` with it, and then the identity check fails.
+                Placed::Named { name, .. } => Arc::new(open_checked(&node, At::Name(fd.as_fd(), name))?),
+            };
+            self.fds.put(&node, &fd);
+        }
+        Ok(fd)
+    }
+
+    /// Runs `call` on the object, by its fd if it is pinned or a directory with an open fd, else by name.
+    fn at<R>(&self, node: &DirNode, call: impl FnOnce(At<'_>) -> Result<R>) -> Result<R> {
+        if node.0.kind == Kind::Dir {
+            let fd = self.dir_fd(node)?;
+            return call(At::Fd(fd.as_fd()));
+        }
+        let place = node.0.place.read();
+        match &*place {
+            Placed::Pinned(fd) => call(At::Fd(fd.as_fd())),
+            Placed::Named { dir, name } => {
+                let fd = self.dir_fd(dir)?;
+                call(At::Name(fd.as_fd(), name))
+            }
+        }
+    }
+
+    fn in_dir<R>(&self, at: Place<'_, DirNode>, call: impl FnOnce(BorrowedFd<'_>, &[u8]) -> Result<R>) -> Result<R> {
+        let fd = self.dir_fd(at.dir)?;
+        call(fd.as_fd(), at.name)
+    }
+
+    fn open_file(&self, node: &DirNode, flags: OFlags) -> Result<DirFile> {
+        if node.0.kind != Kind::File {
+            return Err(Errno::INVAL);
+        }
+        // O_NONBLOCK: if the name is a fifo by now, the open returns and the check below refuses it.
+        let fd = self.at(node, |at| at::open(at, flags | OFlags::NONBLOCK))?;
+        check(node, &at::stat(At::Fd(fd.as_fd()))?)?;
+        Ok(DirFile(fd))
+    }
+
+    /// The node of what was just made at `at`.
+    fn made(&self, at: Place<'_, DirNode>) -> Result<DirNode> {
+        let stat = self.in_dir(at, |dir, name| at::stat(At::Name(dir, name)))?;
+        Ok(DirNode::named(&stat, at))
+    }
+}
+
+fn check(node: &DirNode, stat: &Stat) -> Result<()> {
+    if ObjectId::of(stat) == node.0.id && stat.kind == node.0.kind { Ok(()) } else { Err(Errno::STALE) }
+}
+
+fn open_checked(node: &DirNode, at: At<'_>) -> Result<OwnedFd> {
+    let fd = at::open_path(at)?;
+    check(node, &at::stat(At::Fd(fd.as_fd()))?)?;
+    Ok(fd)
+}
+
+/// Without xattrs there is no attribute: not an error of the layer.
+fn absent<T>(result: Result<T>, none: T) -> Result<T> {
+    match result {
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(none),
+        other => other,
+    }
+}
+
+impl Tree for DirTree {
+    type Node = DirNode;
+    type File = DirFile;
+
+    fn root(&self) -> DirNode {
+        self.root.clone()
+    }
+
+    fn id(&self, node: &DirNode) -> ObjectId {
+        node.0.id
+    }
+
+    fn lookup(&self, dir: &DirNode, name: &Name) -> Result<Option<(DirNode, Stat)>> {
+        let at = Place { dir, name };
+        match self.in_dir(at, |dir, name| at::stat(At::Name(dir, name))) {
+            Ok(stat) => Ok(Some((DirNode::named(&stat, at), stat))),
+            Err(Errno::NOENT | Errno::NAMETOOLONG) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    fn stat(&self, node: &DirNode) -> Result<Stat> {
+        let stat = match self.at(node, at::stat) {
+            // The name is gone behind our back: the object is, too, as far as this layer can tell.
+            Err(Errno::NOENT | Errno::NOTDIR) => return Err(Errno::STALE),
+            other => other?,
+        };
+        check(node, &stat)?;
+        Ok(stat)
+    }
+
+    fn readlink(&self, node: &DirNode) -> Result<Vec<u8>> {
+        self.at(node, at::readlink)
+    }
+
+    fn read_dir(&self, dir: &DirNode) -> Result<Vec<RawEntry>> {
+        let fd = self.dir_fd(dir)?;
+        let entries = plyfs_sys::dir::read_dir(fd.as_fd())?;
+        Ok(entries.into_iter().map(|e| RawEntry { name: e.name, ino: e.ino, kind: e.kind }).collect())
+    }
+
+    fn get_xattr(&self, node: &DirNode, name: &[u8]) -> Result<Option<Vec<u8>>> {
+        absent(self.at(node, |at| at::get_xattr(at, name)).map(Some), None)
+    }
+
+    fn list_xattr(&self, node: &DirNode) -> Result<Vec<Vec<u8>>> {
+        absent(self.at(node, at::list_xattr), Vec::new())
+    }
+
+    fn open(&self, node: &DirNode) -> Result<DirFile> {
+        self.open_file(node, OFlags::RDONLY)
+    }
+
+    fn read(&self, file: &DirFile, buf: &mut [u8], offset: u64) -> Result<usize> {
+        io::pread(file.0.as_fd(), buf, offset)
+    }
+
+    fn seek(&self, file: &DirFile, offset: u64, what: Seek) -> Result<u64> {
+        match what {
+            Seek::Data => io::seek_data(file.0.as_fd(), offset),
+            Seek::Hole => io::seek_hole(file.0.as_fd(), offset),
+        }
+    }
+
+    fn stat_file(&self, file: &DirFile) -> Result<Stat> {
+        at::stat(At::Fd(file.0.as_fd()))
+    }
+
+    fn statfs(&self) -> Result<StatFs> {
+        let fd = self.dir_fd(&self.root)?;
+        statfs::statfs(fd.as_fd())
+    }
+
+    fn handle(&self, node: &DirNode) -> Result<Option<Handle>> {
+        let Some(uuid) = self.uuid else { return Ok(None) };
+        match self.at(node, handle::file_handle) {
+            Ok(handle) => Ok(Some(Handle { uuid, handle })),
+            Err(Errno::OPNOTSUPP | Errno::OVERFLOW) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    fn by_handle(&self, handle: &Handle) -> Result<Option<Stat>> {
+        if self.uuid != Some(handle.uuid) {
+            return Ok(None);
+        }
+        let root = self.dir_fd(&self.root)?;
+        match handle::open_handle(root.as_fd(), &handle.handle) {
+            Ok(fd) => at::stat(At::Fd(fd.as_fd())).map(Some),
+            // ESTALE: gone. EINVAL: not a handle of this filesystem. EPERM: without CAP_DAC_READ_SEARCH handles cannot be opened.
+            Err(Errno::STALE | Errno::INVAL | Errno::PERM | Errno::OPNOTSUPP) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+}
+
+impl UpperTree for DirTree {
+    fn work(&self) -> DirNode {
+        self.work.clone().unwrap_or_else(|| self.root.clone())
+    }
+
+    fn index(&self) -> Option<DirNode> {
+        self.index.clone()
+    }
+
+    fn create(&self, at: Place<'_, DirNode>, mode: u32) -> Result<(DirNode, DirFile)> {
+        let fd = self.in_dir(at, |dir, name| create::create(dir, name, mode))?;
+        let stat = at::stat(At::Fd(fd.as_fd()))?;
+        Ok((DirNode::named(&stat, at), DirFile(fd)))
+    }
+
+    fn tmpfile(&self) -> Result<Option<(DirNode, DirFile)>> {
+        let work = self.dir_fd(&self.work())?;
+        let file = match create::tmpfile(work.as_fd()) {
+            Ok(fd) => fd,
+            Err(Errno::OPNOTSUPP | Errno::ISDIR) => return Ok(None),
+            Err(errno) => return Err(errno),
+        };
+        let stat = at::stat(At::Fd(file.as_fd()))?;
+        let pinned = Arc::new(file.try_clone().map_err(|_| Errno::MFILE)?);
+        Ok(Some((DirNode::new(&stat, Placed::Pinned(pinned)), DirFile(file))))
+    }
+
+    fn mkdir(&self, at: Place<'_, DirNode>, mode: u32) -> Result<DirNode> {
+        self.in_dir(at, |dir, name| create::mkdir(dir, name, mode))?;
+        self.made(at)
+    }
+
+    fn mknod(&self, at: Place<'_, DirNode>, kind: Kind, mode: u32, rdev: u64) -> Result<DirNode> {
+        self.in_dir(at, |dir, name| create::mknod(dir, name, kind, mode, rdev))?;
+        self.made(at)
+    }
+
+    fn symlink(&self, at: Place<'_, DirNode>, target: &[u8]) -> Result<DirNode> {
+        self.in_dir(at, |dir, name| create::symlink(dir, name, target))?;
+        self.made(at)
+    }
+
+    fn link(&self, node: &DirNode, at: Place<'_, DirNode>) -> Result<()> {
+        let dir = self.dir_fd(at.dir)?;
+        self.at(node, |from| create::link(from, dir.as_fd(), at.name))?;
+        let mut place = node.0.place.write();
+        if let Placed::Pinned(_) = &*place {
+            *place = Placed::Named { dir: at.dir.clone(), name: at.name.clone() };
+        }
+        Ok(())
+    }
+
+    fn unlink(&self, at: Place<'_, DirNode>) -> Result<()> {
+        self.in_dir(at, create::unlink)
+    }
+
+    fn rmdir(&self, at: Place<'_, DirNode>) -> Result<()> {
+        self.in_dir(at, create::rmdir)
+    }
+
+    fn rename(
+        &self,
+        from: Place<'_, DirNode>,
+        moved: Option<&DirNode>,
+        to: Place<'_, DirNode>,
+        other: Option<&DirNode>,
+        how: Rename,
+    ) -> Result<()> {
+        let flags = match how {
+            Rename::Replace => RenameFlags::empty(),
+            Rename::NoReplace => RenameFlags::NOREPLACE,
+            Rename::Exchange => RenameFlags::EXCHANGE,
+            Rename::Whiteout => RenameFlags::WHITEOUT,
+        };
+        let from_fd = self.dir_fd(from.dir)?;
+        let to_fd = self.dir_fd(to.dir)?;
+        let mut moved_place = moved.map(|node| node.0.place.write());
+        let mut other_place = other.map(|node| node.0.place.write());
+        create::rename(from_fd.as_fd(), from.name, to_fd.as_fd(), to.name, flags)?;
+        for (place, now) in [(&mut moved_place, to), (&mut other_place, from)] {
+            if let Some(place) = place
+                && let Placed::Named { dir, name } = &mut **place
+            {
+                *dir = now.dir.clone();
+                *name = now.name.clone();
+            }
+        }
+        Ok(())
+    }
+
+    fn whiteout(&self, at: Place<'_, DirNode>) -> Result<()> {
+        self.in_dir(at, |dir, name| create::mknod(dir, name, Kind::Char, 0, plyfs_format::WHITEOUT_RDEV))
+    }
+
+    fn pin(&self, node: &DirNode) -> Result<()> {
+        let dir = match &*node.0.place.read() {
+            Placed::Pinned(_) => return Ok(()),
+            Placed::Named { dir, .. } => dir.clone(),
+        };
+        let dir = self.dir_fd(&dir)?;
+        let mut place = node.0.place.write();
+        let fd = match &*place {
+            Placed::Pinned(_) => return Ok(()),
+            Placed::Named { name, .. } => Arc::new(open_checked(node, At::Name(dir.as_fd(), name))?),
+        };
+        *place = Placed::Pinned(fd);
+        Ok(())
+    }
+
+    fn set_owner(&self, node: &DirNode, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
+        self.at(node, |at| at::chown(at, uid, gid))
+    }
+
+    fn set_mode(&self, node: &DirNode, mode: u32) -> Result<()> {
+        self.at(node, |at| at::chmod(at, mode))
+    }
+
+    fn set_times(&self, node: &DirNode, atime: SetTime, mtime: SetTime) -> Result<()> {
+        self.at(node, |at| at::set_times(at, atime, mtime))
+    }
+
+    fn set_xattr(&self, node: &DirNode, name: &[u8], value: &[u8], mode: XattrMode) -> Result<()> {
+        self.at(node, |at| at::set_xattr(at, name, value, mode))
+    }
+
+    fn remove_xattr(&self, node: &DirNode, name: &[u8]) -> Result<()> {
+        self.at(node, |at| at::remove_xattr(at, name))
+    }
+
+    fn open_write(&self, node: &DirNode) -> Result<DirFile> {
+        self.open_file(node, OFlags::RDWR)
+    }
+
+    fn write(&self, file: &DirFile, data: &[u8], offset: u64) -> Result<usize> {
+        io::pwrite(file.0.as_fd(), data, offset)
+    }
+
+    fn truncate(&self, file: &DirFile, len: u64) -> Result<()> {
+        io::truncate(file.0.as_fd(), len)
+    }
+
+    fn fallocate(&self, file: &DirFile, mode: i32, offset: u64, len: u64) -> Result<()> {
+        io::fallocate(file.0.as_fd(), mode, offset, len)
+    }
+
+    fn sync(&self, file: &DirFile, data_only: bool) -> Result<()> {
+        if data_only { io::fdatasync(file.0.as_fd()) } else { io::fsync(file.0.as_fd()) }
+    }
+
+    fn sync_dir(&self, dir: &DirNode) -> Result<()> {
+        let fd = self.dir_fd(dir)?;
+        tree::fsync_dir(fd.as_fd())
+    }
+
+    fn copy_range(&self, from: &DirFile, from_offset: u64, to: &DirFile, to_offset: u64, len: u64) -> Result<usize> {
+        io::copy_range(from.0.as_fd(), from_offset, to.0.as_fd(), to_offset, usize::try_from(len).unwrap_or(usize::MAX))
+    }
+
+    fn copy_data(&self, from: &DirFile, to: &DirFile, len: u64) -> Result<u64> {
+        io::copy_file(from.0.as_fd(), to.0.as_fd(), len)
+    }
+}

@@ -1,0 +1,233 @@
+//! Opening real directories as layers, with every check that a mount makes before it starts.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, RwLock};
+use plyfs_sys::at::{self, At};
+use plyfs_sys::stat::Kind;
+use plyfs_sys::{Errno, create, handle, io, limits, mount, root, tree};
+
+use super::{DirNode, DirTree, FdCache, NodeInner, ObjectId, Placed};
+
+/// Why a directory cannot be a layer; says what, where and the remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum LayerOpenError {
+    /// The path cannot be opened as a directory.
+    #[error("{what} {path}: {errno}; {}", remedy(*errno))]
+    Open {
+        /// Which option named it.
+        what: &'static str,
+        /// The path.
+        path: PathBuf,
+        /// What the host answered.
+        errno: Errno,
+    },
+    /// Upper and work directory are not on one mount.
+    #[error("upperdir {upper} and workdir {work} are on different filesystems or mounts; put both below one mount")]
+    OtherMount {
+        /// upperdir.
+        upper: PathBuf,
+        /// workdir.
+        work: PathBuf,
+    },
+    /// One layer is inside another.
+    #[error("{inner_what} {inner} is inside {outer_what} {outer} (or the same directory); layers must not overlap")]
+    Overlap {
+        /// Option of the inner one.
+        inner_what: &'static str,
+        /// The inner one.
+        inner: PathBuf,
+        /// Option of the outer one.
+        outer_what: &'static str,
+        /// The outer one.
+        outer: PathBuf,
+    },
+    /// Another mount uses it.
+    #[error("{what} {path} is in use by another mount; unmount that one first, or give this one a directory of its own")]
+    InUse {
+        /// Which option named it.
+        what: &'static str,
+        /// The path.
+        path: PathBuf,
+    },
+    /// The work directory holds something that cannot be removed.
+    #[error("workdir {path}: cannot prepare 'work' and 'index' in it: {errno}; give an empty directory")]
+    Work {
+        /// The path.
+        path: PathBuf,
+        /// What the host answered.
+        errno: Errno,
+    },
+}
+
+fn remedy(errno: Errno) -> &'static str {
+    match errno {
+        Errno::NOENT => "create it, or correct the path",
+        Errno::NOTDIR => "a layer must be a directory",
+        Errno::ACCESS | Errno::PERM => "run as a user who may read it (root)",
+        Errno::LOOP => "the path has a loop of symlinks",
+        Errno::ROFS => "it must be on a writable filesystem",
+        _ => "see the error of the host",
+    }
+}
+
+fn open_root(what: &'static str, path: &Path) -> Result<OwnedFd, LayerOpenError> {
+    root::open_dir(path).map_err(|errno| LayerOpenError::Open { what, path: path.into(), errno })
+}
+
+/// The identities of a directory and of all directories above it.
+fn ancestry(dir: BorrowedFd<'_>) -> plyfs_sys::Result<Vec<ObjectId>> {
+    let mut at = dir.try_clone_to_owned().map_err(|_| Errno::MFILE)?;
+    let mut ids: Vec<ObjectId> = vec![ObjectId::of(&at::stat(At::Fd(at.as_fd()))?)];
+    loop {
+        let up = tree::open_parent(at.as_fd())?;
+        let id = ObjectId::of(&at::stat(At::Fd(up.as_fd()))?);
+        if ids.last() == Some(&id) {
+            return Ok(ids);
+        }
+        ids.push(id);
+        at = up;
+    }
+}
+
+/// Refuses layers of which one contains another (semantics: layers that overlap are refused, as kernel overlayfs does with ELOOP).
+pub fn check_overlap(layers: &[(&'static str, &Path)]) -> Result<(), LayerOpenError> {
+    let mut known = Vec::with_capacity(layers.len());
+    for (what, path) in layers {
+        let fd = open_root(what, path)?;
+        let ids = ancestry(fd.as_fd()).map_err(|errno| LayerOpenError::Open { what, path: (*path).into(), errno })?;
+        known.push((*what, *path, ids));
+    }
+    for (i, (inner_what, inner, ids)) in known.iter().enumerate() {
+        for (k, (outer_what, outer, outer_ids)) in known.iter().enumerate() {
+            if i != k && outer_ids.first().is_some_and(|outer| ids.contains(outer)) {
+                return Err(LayerOpenError::Overlap { inner_what, inner: (*inner).into(), outer_what, outer: (*outer).into() });
+            }
+        }
+    }
+    Ok(())
+}
+
+impl DirTree {
+    /// Opens a read-only layer; through a private read-only clone of its mount where the kernel allows that, so that not even a mistake could
+    /// write to it and mounts below it do not show.
+    ///
+    /// Errors: the path is not a directory or may not be opened.
+    pub fn lower(path: &Path) -> Result<Self, LayerOpenError> {
+        let what = "lowerdir";
+        let fd = open_root(what, path)?;
+        let fd = match root::clone_readonly(fd.as_fd()) {
+            Ok(clone) => clone,
+            Err(errno) => {
+                tracing::debug!(path = %path.display(), %errno, "no private clone of the layer's mount; its O_PATH fd serves");
+                fd
+            }
+        };
+        Self::lower_from_fd(fd).map_err(|errno| LayerOpenError::Open { what, path: path.into(), errno })
+    }
+
+    /// Takes an open directory as a read-only layer (a detached mount, for example).
+    ///
+    /// Errors: what stat and the handle probe of the host answer.
+    pub fn lower_from_fd(fd: OwnedFd) -> plyfs_sys::Result<Self> {
+        let fds = Arc::new(FdCache::new(cache_capacity()));
+        let root = root_node(fd)?;
+        let uuid = handle_uuid(&root)?;
+        Ok(Self { root, work: None, index: None, fds, uuid, _locks: Vec::new() })
+    }
+
+    /// Opens upper and work directory: one mount, locked against a second mount, `work/work` made and emptied.
+    ///
+    /// Errors: see [`LayerOpenError`].
+    pub fn upper(upper: &Path, work: &Path) -> Result<Self, LayerOpenError> {
+        let upper_fd = open_root("upperdir", upper)?;
+        let work_fd = open_root("workdir", work)?;
+        let other_mount = || LayerOpenError::OtherMount { upper: upper.into(), work: work.into() };
+        let same_mount = |a: BorrowedFd<'_>, b: BorrowedFd<'_>| -> plyfs_sys::Result<bool> {
+            Ok(mount::mount_id_of(a)? == mount::mount_id_of(b)? && at::stat(At::Fd(a))?.dev == at::stat(At::Fd(b))?.dev)
+        };
+        if !same_mount(upper_fd.as_fd(), work_fd.as_fd()).map_err(|errno| open_error("workdir", work, errno))? {
+            return Err(other_mount());
+        }
+        check_overlap(&[("upperdir", upper), ("workdir", work)])?;
+        let locks = vec![lock("upperdir", upper, upper_fd.as_fd())?, lock("workdir", work, work_fd.as_fd())?];
+        let staging = subdir(work, work_fd.as_fd(), b"work")?;
+        tree::remove_contents(staging.as_fd()).map_err(|errno| LayerOpenError::Work { path: work.into(), errno })?;
+        let index = subdir(work, work_fd.as_fd(), b"index")?;
+        let fds = Arc::new(FdCache::new(cache_capacity()));
+        let root = root_node(upper_fd).map_err(|errno| open_error("upperdir", upper, errno))?;
+        let staging = root_node(staging).map_err(|errno| open_error("workdir", work, errno))?;
+        let index = root_node(index).map_err(|errno| open_error("workdir", work, errno))?;
+        let uuid = handle_uuid(&root).map_err(|errno| open_error("upperdir", upper, errno))?;
+        Ok(Self { root, work: Some(staging), index: Some(index), fds, uuid, _locks: locks })
+    }
+
+    /// Opens an upper directory for reading only, without its workdir: for a diff of what a mount left. Takes no lock.
+    ///
+    /// Errors: the path is not a directory or may not be opened.
+    pub fn upper_readonly(path: &Path) -> Result<Self, LayerOpenError> {
+        let fd = open_root("upperdir", path)?;
+        Self::lower_from_fd(fd).map_err(|errno| open_error("upperdir", path, errno))
+    }
+}
+
+fn open_error(what: &'static str, path: &Path, errno: Errno) -> LayerOpenError {
+    LayerOpenError::Open { what, path: path.into(), errno }
+}
+
+fn lock(what: &'static str, path: &Path, dir: BorrowedFd<'_>) -> Result<OwnedFd, LayerOpenError> {
+    let fd = tree::reopen_dir(dir).map_err(|errno| open_error(what, path, errno))?;
+    match io::flock_exclusive_nonblock(fd.as_fd()) {
+        Ok(()) => Ok(fd),
+        Err(Errno::WOULDBLOCK) => Err(LayerOpenError::InUse { what, path: path.into() }),
+        Err(errno) => Err(open_error(what, path, errno)),
+    }
+}
+
+/// A directory in workdir, made if need be: `work`, which is emptied at each mount (what a killed mount left there belongs to nothing), and `index`, which stays.
+fn subdir(path: &Path, workdir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, LayerOpenError> {
+    let failed = |errno| LayerOpenError::Work { path: path.into(), errno };
+    match create::mkdir(workdir, name, 0o700) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(errno) => return Err(open_error("workdir", path, errno)),
+    }
+    let dir = at::open_path(At::Name(workdir, name)).map_err(failed)?;
+    match at::stat(At::Fd(dir.as_fd())).map_err(failed)?.kind {
+        Kind::Dir => Ok(dir),
+        _ => Err(failed(Errno::NOTDIR)),
+    }
+}
+
+fn root_node(fd: OwnedFd) -> plyfs_sys::Result<DirNode> {
+    let stat = at::stat(At::Fd(fd.as_fd()))?;
+    if stat.kind != Kind::Dir {
+        return Err(Errno::NOTDIR);
+    }
+    let inner = NodeInner {
+        id: ObjectId::of(&stat),
+        kind: stat.kind,
+        place: RwLock::new(Placed::Pinned(Arc::new(fd))),
+        fd: Mutex::new(None),
+        used: std::sync::atomic::AtomicBool::new(false),
+    };
+    Ok(DirNode(Arc::new(inner)))
+}
+
+/// The filesystem's UUID if it gives out file handles; zeros stand for "no UUID", as in the kernel's origin marks.
+fn handle_uuid(root: &DirNode) -> plyfs_sys::Result<Option<[u8; 16]>> {
+    let place = root.0.place.read();
+    let Placed::Pinned(fd) = &*place else { return Ok(None) };
+    match handle::file_handle(At::Fd(fd.as_fd())) {
+        Ok(_) => Ok(Some(handle::fs_uuid(fd.as_fd())?.unwrap_or_default())),
+        Err(Errno::OPNOTSUPP | Errno::OVERFLOW) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// A quarter of the allowed fds, at most 4,096: the rest is for open files.
+fn cache_capacity() -> usize {
+    let (soft, _) = limits::nofile();
+    usize::try_from(soft / 4).unwrap_or(4096).clamp(8, 4096)
+}

@@ -1,0 +1,276 @@
+//! The diff: what the upper changed against the lowers, as A, C and D.
+//!
+//! The upper selects the candidates, so that the cost is in the changes. Where a directory is opaque or redirected, both views of it are compared
+//! name by name: the merged one, and the one that the lowers alone would show under the same path.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
+use plyfs_format::{Change, ChangeKind, XattrClass, classify_xattr};
+use plyfs_sys::stat::{Kind, Stat, Time};
+
+use crate::backend::{Tree, UpperTree};
+use crate::error::{Attempt, Result};
+use crate::layer::{Layer, LayerStack, LowerObject};
+use crate::name::Name;
+use crate::resolve::Resolved;
+use crate::union::{Behaviour, Union};
+
+/// The one xattr that counts unless asked for more: file capabilities (as docker's diff has it).
+const CAPABILITY: &[u8] = b"security.capability";
+
+/// What counts as a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ChangeOptions {
+    /// Every xattr that users see, not only `security.capability`.
+    pub xattrs: bool,
+}
+
+/// The changes of an upper that is not mounted.
+///
+/// Errors: those of the layers.
+pub fn changes_of<T: UpperTree>(stack: LayerStack<T>, options: &ChangeOptions) -> Result<Vec<Change>> {
+    Union::new(stack, Behaviour::default())?.changes(options)
+}
+
+/// A directory in both views. `None`: the view has no such directory.
+struct Pair<T: Tree> {
+    path: Vec<u8>,
+    upper: Option<T::Node>,
+    /// What merges below the upper now.
+    merged: Vec<LowerObject<T>>,
+    /// What the lowers alone show under this path.
+    before: Vec<LowerObject<T>>,
+    /// Nothing but the upper's own entries can differ.
+    plain: bool,
+}
+
+/// What one view holds under a name.
+struct Seen<'a, T: Tree> {
+    layer: &'a Layer<T>,
+    node: T::Node,
+    stat: Stat,
+    from_upper: bool,
+    upper: Option<T::Node>,
+    lowers: Vec<LowerObject<T>>,
+    redirected: bool,
+}
+
+struct Walk {
+    found: BTreeMap<Vec<u8>, ChangeKind>,
+}
+
+impl Walk {
+    /// Notes a change, and that every directory above it is changed (`/` is never listed).
+    fn note(&mut self, path: &[u8], kind: ChangeKind) {
+        self.found.insert(path.to_vec(), kind);
+        let mut above = path;
+        while let Some(slash) = above.iter().rposition(|&byte| byte == b'/').filter(|&at| at > 0) {
+            let (parent, _) = above.split_at(slash);
+            match self.found.entry(parent.to_vec()) {
+                Entry::Occupied(_) => return,
+                Entry::Vacant(free) => free.insert(ChangeKind::Changed),
+            };
+            above = parent;
+        }
+    }
+}
+
+impl<T: UpperTree> Union<T> {
+    /// What the upper layer changed: sorted by the bytes of the path, parents before their children.
+    ///
+    /// Errors: those of the layers. Without an upper layer nothing changed.
+    pub fn changes(&self, options: &ChangeOptions) -> Result<Vec<Change>> {
+        let mut walk = Walk { found: BTreeMap::new() };
+        let lowers = self.root.lowers.to_vec();
+        let upper = self.root.upper.get().cloned();
+        // A loop, not recursion: the depth of the tree is not ours to choose.
+        let mut todo = vec![Pair { path: Vec::new(), upper, merged: lowers.clone(), before: lowers, plain: true }];
+        while let Some(pair) = todo.pop() {
+            self.compare_dir(&pair, options, &mut walk, &mut todo)?;
+        }
+        Ok(walk.found.into_iter().map(|(path, kind)| Change { kind, path }).collect())
+    }
+
+    fn compare_dir(&self, pair: &Pair<T>, options: &ChangeOptions, walk: &mut Walk, todo: &mut Vec<Pair<T>>) -> Result<()> {
+        for name in self.candidates(pair)? {
+            let mut path = pair.path.clone();
+            path.push(b'/');
+            path.extend_from_slice(&name);
+            let now = self.seen_now(pair, &name)?;
+            let before = self.seen_before(pair, &name)?;
+            match (now, before) {
+                (None, None) => {}
+                (None, Some(_)) => walk.note(&path, ChangeKind::Deleted),
+                (Some(now), None) => {
+                    walk.note(&path, ChangeKind::Added);
+                    if now.stat.kind == Kind::Dir {
+                        todo.push(Pair { path, upper: now.upper, merged: now.lowers, before: Vec::new(), plain: false });
+                    }
+                }
+                (Some(now), Some(before)) => {
+                    if self.differs(&now, &before, options)? {
+                        walk.note(&path, ChangeKind::Changed);
+                    }
+                    if now.stat.kind != Kind::Dir {
+                        continue;
+                    }
+                    // A file that became a directory: everything in it is new.
+                    let old = if before.stat.kind == Kind::Dir { before.lowers } else { Vec::new() };
+                    let plain = pair.plain && !now.redirected && self.same_lowers(&now.lowers, &old)?;
+                    if now.upper.is_none() && plain {
+                        continue;
+                    }
+                    todo.push(Pair { path, upper: now.upper, merged: now.lowers, before: old, plain });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The names that may differ: the upper's own, and all of both views where the directory is not where it was.
+    fn candidates(&self, pair: &Pair<T>) -> Result<Vec<Name>> {
+        let mut names: Vec<Name> = Vec::new();
+        if pair.plain {
+            let (Some(layer), Some(node)) = (&self.stack.upper, &pair.upper) else { return Ok(names) };
+            let entries = layer.tree.read_dir(node).attempt("read the upper directory")?;
+            names.extend(entries.iter().filter_map(|entry| Name::new(&entry.name).ok()));
+            return Ok(names);
+        }
+        names.extend(self.merged_names(pair.upper.as_ref(), &pair.merged)?.into_iter().map(|entry| entry.name));
+        names.extend(self.merged_names(None, &pair.before)?.into_iter().map(|entry| entry.name));
+        names.sort_unstable();
+        names.dedup();
+        Ok(names)
+    }
+
+    fn seen_now(&self, pair: &Pair<T>, name: &Name) -> Result<Option<Seen<'_, T>>> {
+        let Resolved::Found(found) = self.resolve_parts(pair.upper.as_ref(), &pair.merged, name)? else { return Ok(None) };
+        let redirected = found.new.redirect.is_some();
+        let upper = found.new.upper.map(|(node, _)| node);
+        let seen = match (&upper, found.new.lowers.first()) {
+            (Some(node), _) => Seen {
+                layer: self.upper()?,
+                node: node.clone(),
+                stat: found.stat,
+                from_upper: true,
+                upper: None,
+                lowers: Vec::new(),
+                redirected,
+            },
+            (None, Some(lower)) => Seen {
+                layer: self.lower_layer(lower.layer)?,
+                node: lower.node.clone(),
+                stat: found.stat,
+                from_upper: false,
+                upper: None,
+                lowers: Vec::new(),
+                redirected,
+            },
+            (None, None) => return Ok(None),
+        };
+        Ok(Some(Seen { upper, lowers: found.new.lowers, ..seen }))
+    }
+
+    fn seen_before(&self, pair: &Pair<T>, name: &Name) -> Result<Option<Seen<'_, T>>> {
+        let found = self.lookup_lowers(&pair.before, name, false)?;
+        let (Some(stat), Some(top)) = (found.stat, found.objects.first()) else { return Ok(None) };
+        let seen = Seen {
+            layer: self.lower_layer(top.layer)?,
+            node: top.node.clone(),
+            stat,
+            from_upper: false,
+            upper: None,
+            lowers: Vec::new(),
+            redirected: false,
+        };
+        Ok(Some(Seen { lowers: found.objects, ..seen }))
+    }
+
+    fn same_lowers(&self, a: &[LowerObject<T>], b: &[LowerObject<T>]) -> Result<bool> {
+        if a.len() != b.len() {
+            return Ok(false);
+        }
+        for (a, b) in a.iter().zip(b) {
+            let same = a.layer == b.layer && self.lower_layer(a.layer)?.tree.id(&a.node) == self.lower_layer(b.layer)?.tree.id(&b.node);
+            if !same {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// docker's rule, and beyond it the content where all else is equal: never less than a content change, never a copy-up that changed nothing.
+    fn differs(&self, now: &Seen<'_, T>, before: &Seen<'_, T>, options: &ChangeOptions) -> Result<bool> {
+        let (a, b) = (&now.stat, &before.stat);
+        if !now.from_upper && now.layer.tree.id(&now.node) == before.layer.tree.id(&before.node) {
+            return Ok(false);
+        }
+        if a.kind != b.kind || a.mode != b.mode || a.uid != b.uid || a.gid != b.gid {
+            return Ok(true);
+        }
+        if matches!(a.kind, Kind::Char | Kind::Block) && a.rdev != b.rdev {
+            return Ok(true);
+        }
+        if a.kind != Kind::Dir && ((a.kind != Kind::Symlink && a.size != b.size) || !same_time(a.mtime, b.mtime)) {
+            return Ok(true);
+        }
+        if self.xattrs_differ(now, before, options)? {
+            return Ok(true);
+        }
+        match a.kind {
+            Kind::Symlink => {
+                let target = now.layer.tree.readlink(&now.node).attempt("read a symlink")?;
+                Ok(target != before.layer.tree.readlink(&before.node).attempt("read a symlink")?)
+            }
+            Kind::File => self.content_differs(now, before),
+            _ => Ok(false),
+        }
+    }
+
+    fn xattrs_differ(&self, now: &Seen<'_, T>, before: &Seen<'_, T>, options: &ChangeOptions) -> Result<bool> {
+        if !options.xattrs {
+            let value = |seen: &Seen<'_, T>| seen.layer.tree.get_xattr(&seen.node, CAPABILITY).attempt("read capabilities");
+            return Ok(value(now)? != value(before)?);
+        }
+        Ok(self.shown_xattrs(now)? != self.shown_xattrs(before)?)
+    }
+
+    fn shown_xattrs(&self, seen: &Seen<'_, T>) -> Result<BTreeMap<Vec<u8>, Vec<u8>>> {
+        let mut shown = BTreeMap::new();
+        for name in seen.layer.tree.list_xattr(&seen.node).attempt("list xattrs")? {
+            let Some(value) = seen.layer.tree.get_xattr(&seen.node, &name).attempt("read an xattr")? else { continue };
+            match classify_xattr(seen.layer.dialect, &name) {
+                XattrClass::Private(_) => None,
+                XattrClass::Escaped(user) => shown.insert(user, value),
+                XattrClass::Plain => shown.insert(name, value),
+            };
+        }
+        Ok(shown)
+    }
+
+    fn content_differs(&self, now: &Seen<'_, T>, before: &Seen<'_, T>) -> Result<bool> {
+        const CHUNK: usize = 128 * 1024;
+        let (a, b) = (&now.layer.tree, &before.layer.tree);
+        let file_a = a.open(&now.node).attempt("open to compare")?;
+        let file_b = b.open(&before.node).attempt("open to compare")?;
+        let (mut buf_a, mut buf_b) = (vec![0; CHUNK], vec![0; CHUNK]);
+        let mut offset = 0;
+        loop {
+            let got_a = a.read(&file_a, &mut buf_a, offset).attempt("read to compare")?;
+            let got_b = b.read(&file_b, &mut buf_b, offset).attempt("read to compare")?;
+            if buf_a.get(..got_a) != buf_b.get(..got_b) {
+                return Ok(true);
+            }
+            if got_a == 0 {
+                return Ok(false);
+            }
+            offset += got_a as u64;
+        }
+    }
+}
+
+/// Equal, or equal within the second when one has no nanoseconds: an archive may have cut them.
+fn same_time(a: Time, b: Time) -> bool {
+    a.sec == b.sec && (a.nsec == b.nsec || a.nsec == 0 || b.nsec == 0)
+}

@@ -1,0 +1,439 @@
+//! create, mkdir, mknod, symlink, link, unlink, rmdir.
+//!
+//! Each has one commit point. What is made is staged in `work` with its owner, mode and marks, and moved; what is removed leaves its whiteout in
+//! the same step. Never unlink-then-create at a user's name.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use plyfs_format::MarkKind;
+use plyfs_sys::Errno;
+use plyfs_sys::at::XattrMode;
+use plyfs_sys::stat::{Kind, Stat};
+
+use crate::acl::{self, Inherited};
+use crate::attr::Attr;
+use crate::backend::{Place, Rename, UpperTree};
+use crate::copy_up::Content;
+use crate::error::{Attempt, Error, Result};
+use crate::file::{HandleId, OpenFlags};
+use crate::ino::Ino;
+use crate::inode::{Inode, NewInode};
+use crate::name::Name;
+use crate::resolve::{Found, Resolved};
+use crate::union::{Caller, Union};
+
+/// What to make.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NewNode {
+    /// A regular file.
+    File,
+    /// A directory.
+    Dir,
+    /// A symlink with this target.
+    Symlink(Vec<u8>),
+    /// A fifo.
+    Fifo,
+    /// A socket.
+    Socket,
+    /// A character device with this device number.
+    Char(u64),
+    /// A block device with this device number.
+    Block(u64),
+}
+
+impl NewNode {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::File => Kind::File,
+            Self::Dir => Kind::Dir,
+            Self::Symlink(_) => Kind::Symlink,
+            Self::Fifo => Kind::Fifo,
+            Self::Socket => Kind::Socket,
+            Self::Char(_) => Kind::Char,
+            Self::Block(_) => Kind::Block,
+        }
+    }
+}
+
+/// Everything about a new object but its place.
+struct Blueprint {
+    node: NewNode,
+    mode: u32,
+    uid: u32,
+    gid: u32,
+    acl: Inherited,
+    /// The upper holds a whiteout under the name.
+    over_whiteout: bool,
+}
+
+impl<T: UpperTree> Union<T> {
+    /// Makes an object (mknod, mkdir, symlink) and counts one look-up of it.
+    ///
+    /// Errors: EEXIST; ENOENT if the directory was removed; EPERM for a character device 0:0, which is what a whiteout looks like; the layers' errors.
+    pub fn make(&self, caller: &Caller, parent: Ino, name: &Name, node: NewNode, mode: u32, umask: u32) -> Result<Attr> {
+        let parent = self.directory(parent)?;
+        let (inode, _file) = self.make_in(caller, &parent, name, node, mode, umask)?;
+        self.entered(&inode)
+    }
+
+    /// Creates a regular file, or opens the one that is there unless `exclusive` (O_EXCL); counts one look-up.
+    ///
+    /// Errors: as [`Union::make`] and [`Union::open`].
+    pub fn create(
+        &self,
+        caller: &Caller,
+        parent: Ino,
+        name: &Name,
+        mode: u32,
+        umask: u32,
+        exclusive: bool,
+        flags: OpenFlags,
+    ) -> Result<(Attr, HandleId)> {
+        let parent = self.directory(parent)?;
+        let (inode, file) = match self.make_in(caller, &parent, name, NewNode::File, mode, umask) {
+            Err(Error::Exists) if !exclusive => {
+                let attr = self.lookup(parent.ino, name)?.ok_or(Error::NotFound)?;
+                return match self.open(caller, attr.node, flags).and_then(|handle| Ok((self.getattr(attr.node)?, handle))) {
+                    Ok(opened) => Ok(opened),
+                    Err(error) => {
+                        self.forget(attr.node, 1);
+                        Err(error)
+                    }
+                };
+            }
+            other => other?,
+        };
+        let file = match file {
+            Some(file) => file,
+            None => self.upper()?.tree.open_write(self.upper_node(&inode)?).attempt("open the new file")?,
+        };
+        let handle = self.handles.insert_file(inode.clone(), file, true);
+        Ok((self.entered(&inode)?, handle))
+    }
+
+    /// The attributes of what a call has just entered, with one look-up counted.
+    fn entered(&self, inode: &Arc<Inode<T>>) -> Result<Attr> {
+        let attr = self.attr_of(inode)?;
+        self.table.count(inode, 1);
+        Ok(attr)
+    }
+
+    fn make_in(
+        &self,
+        caller: &Caller,
+        parent: &Arc<Inode<T>>,
+        name: &Name,
+        node: NewNode,
+        mode: u32,
+        umask: u32,
+    ) -> Result<(Arc<Inode<T>>, Option<T::File>)> {
+        if let NewNode::Char(rdev) = node
+            && plyfs_format::is_whiteout_device(true, rdev)
+        {
+            return Err(Error::NotPermitted("character device 0:0 is a whiteout"));
+        }
+        self.copy_up(parent, Content::Whole)?;
+        let part = parent.as_dir()?;
+        let dir = part.state.write();
+        if dir.dead {
+            return Err(Error::NotFound);
+        }
+        let Resolved::Absent { whiteout } = self.resolve(parent, name)? else { return Err(Error::Exists) };
+        let blueprint = self.blueprint(caller, parent, node, mode, umask, whiteout)?;
+        let (node, file, stat) = self.make_at(parent, name, &blueprint)?;
+        let id = self.upper()?.tree.id(&node);
+        let new = NewInode { kind: stat.kind, origin: id, lowers: Vec::new(), upper: Some((node, id)), redirect: None, links: None };
+        let inode = self.intern(parent, name, new);
+        self.list_insert(parent, name, &inode);
+        Ok((inode, file))
+    }
+
+    /// Owner and mode as POSIX gives them: setgid directories pass on the group (and themselves, to directories); a default ACL replaces the umask.
+    fn blueprint(
+        &self,
+        caller: &Caller,
+        parent: &Inode<T>,
+        node: NewNode,
+        mode: u32,
+        umask: u32,
+        over_whiteout: bool,
+    ) -> Result<Blueprint> {
+        const SETGID: u32 = 0o2000;
+        let tree = &self.upper()?.tree;
+        let dir = self.upper_node(parent)?;
+        let above = tree.stat(dir).attempt("stat the parent")?;
+        let acl = match node {
+            NewNode::Symlink(_) => Inherited::default(),
+            _ => match tree.get_xattr(dir, acl::DEFAULT).attempt("read the default ACL")? {
+                Some(default) => acl::inherit(&default, mode, node.kind() == Kind::Dir).map_err(|e| Error::Damaged(e.to_owned()))?,
+                None => Inherited::from_umask(mode, umask),
+            },
+        };
+        let mut mode = acl.mode & 0o7777;
+        let mut gid = caller.gid;
+        if above.mode & SETGID != 0 {
+            gid = above.gid;
+            if node.kind() == Kind::Dir {
+                mode |= SETGID;
+            }
+        }
+        Ok(Blueprint { node, mode, uid: caller.uid, gid, acl, over_whiteout })
+    }
+
+    /// Stages and moves into place; the caller holds DIR(parent) exclusively and has seen that the name is free.
+    fn make_at(&self, parent: &Inode<T>, name: &Name, plan: &Blueprint) -> Result<(T::Node, Option<T::File>, Stat)> {
+        let layer = self.upper()?;
+        let tree = &layer.tree;
+        let work = tree.work();
+        let temp = self.temp_name()?;
+        let staging = Place { dir: &work, name: &temp };
+        let (node, file) = match &plan.node {
+            NewNode::File => tree.create(staging, 0o600).map(|(node, file)| (node, Some(file))),
+            NewNode::Dir => tree.mkdir(staging, 0o700).map(|node| (node, None)),
+            NewNode::Symlink(target) => tree.symlink(staging, target).map(|node| (node, None)),
+            NewNode::Fifo | NewNode::Socket => tree.mknod(staging, plan.node.kind(), 0o600, 0).map(|node| (node, None)),
+            NewNode::Char(rdev) | NewNode::Block(rdev) => tree.mknod(staging, plan.node.kind(), 0o600, *rdev).map(|node| (node, None)),
+        }
+        .attempt("stage a new object")?;
+        let made = self.dress(&node, plan).and_then(|()| {
+            let to = Place { dir: self.upper_node(parent)?, name };
+            let how = match (plan.over_whiteout, &plan.node) {
+                (false, _) => Rename::NoReplace,
+                // A directory cannot replace a whiteout, which is no directory: they change places.
+                (true, NewNode::Dir) => Rename::Exchange,
+                (true, _) => Rename::Replace,
+            };
+            tree.rename(staging, Some(&node), to, None, how).attempt("commit a new object")
+        });
+        if let Err(error) = made {
+            let removed = if matches!(plan.node, NewNode::Dir) { tree.rmdir(staging) } else { tree.unlink(staging) };
+            removed.attempt("remove a staged object")?;
+            return Err(error);
+        }
+        if plan.over_whiteout && matches!(plan.node, NewNode::Dir) {
+            // Litter, not harm, should it fail: the object is in place, and `work` is emptied at the next mount.
+            if let Err(errno) = tree.unlink(staging) {
+                tracing::warn!(%errno, "a whiteout stays in workdir");
+            }
+        }
+        let stat = tree.stat(&node).attempt("stat the new object")?;
+        Ok((node, file, stat))
+    }
+
+    fn dress(&self, node: &T::Node, plan: &Blueprint) -> Result<()> {
+        let layer = self.upper()?;
+        let tree = &layer.tree;
+        tree.set_owner(node, Some(plan.uid), Some(plan.gid)).attempt("chown a new object")?;
+        for (name, value) in plan.acl.xattrs() {
+            tree.set_xattr(node, name, value, XattrMode::Any).attempt("write an inherited ACL")?;
+        }
+        if !matches!(plan.node, NewNode::Symlink(_)) {
+            tree.set_mode(node, plan.mode).attempt("chmod a new object")?;
+        }
+        if plan.over_whiteout && matches!(plan.node, NewNode::Dir) {
+            self.mark_opaque(node)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn mark_opaque(&self, node: &T::Node) -> Result<()> {
+        let layer = self.upper()?;
+        let name =
+            plyfs_format::xattr_name(layer.dialect, MarkKind::Opaque).ok_or(Error::CrossDevice("this dialect has no opaque mark"))?;
+        layer.tree.set_xattr(node, name, b"y", XattrMode::Any).attempt("write the opaque mark")
+    }
+
+    /// A further name for an object (link(2)); counts one look-up.
+    ///
+    /// Errors: EPERM for a directory; EEXIST; ENOENT if the object has lost its last name (as kernel overlayfs answers).
+    pub fn link(&self, ino: Ino, parent: Ino, name: &Name) -> Result<Attr> {
+        let inode = self.inode(ino)?;
+        let parent = self.directory(parent)?;
+        if inode.kind == Kind::Dir {
+            return Err(Error::NotPermitted("hard link to a directory"));
+        }
+        self.upper()?;
+        if inode.a_name().is_none() {
+            return Err(Error::NotFound);
+        }
+        self.copy_up(&inode, Content::Whole)?;
+        self.copy_up(&parent, Content::Whole)?;
+        let part = parent.as_dir()?;
+        let dir = part.state.write();
+        if dir.dead || inode.a_name().is_none() {
+            return Err(Error::NotFound);
+        }
+        let Resolved::Absent { whiteout } = self.resolve(&parent, name)? else { return Err(Error::Exists) };
+        let tree = &self.upper()?.tree;
+        let to = Place { dir: self.upper_node(&parent)?, name };
+        let node = self.upper_node(&inode)?;
+        self.mark_impure(to.dir, inode.origin != tree.id(node))?;
+        if whiteout {
+            let work = tree.work();
+            let temp = self.temp_name()?;
+            let staging = Place { dir: &work, name: &temp };
+            tree.link(node, staging).attempt("stage a link")?;
+            if let Err(errno) = tree.rename(staging, None, to, None, Rename::Replace) {
+                tree.unlink(staging).attempt("remove a staged link")?;
+                return Err(errno).attempt("commit a link");
+            }
+        } else {
+            tree.link(node, to).attempt("link")?;
+        }
+        inode.add_name(&parent, name);
+        self.list_insert(&parent, name, &inode);
+        drop(dir);
+        self.entered(&inode)
+    }
+
+    /// Removes a non-directory's name.
+    ///
+    /// Errors: ENOENT; EISDIR; the layers' errors.
+    pub fn unlink(&self, parent: Ino, name: &Name) -> Result<()> {
+        let parent = self.directory(parent)?;
+        self.upper()?;
+        self.copy_up(&parent, Content::Whole)?;
+        let part = parent.as_dir()?;
+        let _dir = part.state.write();
+        let found = self.resolve(&parent, name)?.found()?;
+        if found.new.kind == Kind::Dir {
+            return Err(Error::IsDir);
+        }
+        let upper_here = found.upper_here;
+        let inode = self.intern(&parent, name, found.new);
+        let tree = &self.upper()?.tree;
+        let place = Place { dir: self.upper_node(&parent)?, name };
+        if upper_here {
+            // Pinned before the name goes, so that no request in between finds neither.
+            self.pin(&inode)?;
+            self.remove_upper(place, inode.kind, self.lower_has(&parent, name)?)?;
+        } else {
+            tree.whiteout(place).attempt("put a whiteout")?;
+            self.lower_alias_gone(&inode)?;
+        }
+        inode.remove_name(&parent, name);
+        self.list_remove(&parent, name);
+        self.drop_index_if_unused(&inode)
+    }
+
+    /// A name of a lower hard link is hidden: the union shows one link less, and no object's own count tells.
+    fn lower_alias_gone(&self, inode: &Inode<T>) -> Result<()> {
+        let delta = inode.nlink_delta.fetch_sub(1, Ordering::Relaxed) - 1;
+        match inode.upper.get() {
+            Some(node) if inode.indexed.load(Ordering::Relaxed) => self.write_nlink(node, 'U', delta),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes the index entry of an object that the union shows under no name any more.
+    fn drop_index_if_unused(&self, inode: &Inode<T>) -> Result<()> {
+        if !inode.indexed.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let layer = self.upper()?;
+        let (tree, node) = (&layer.tree, self.upper_node(inode)?);
+        let stat = tree.stat(node).attempt("stat an indexed object")?;
+        if i64::from(stat.nlink) + inode.nlink_delta.load(Ordering::Relaxed) > 0 {
+            return Ok(());
+        }
+        let (Some(index), Some(origin)) = (tree.index(), self.marks(layer, node)?.origin) else { return Ok(()) };
+        let name = Name::new(origin.index_name())?;
+        tree.pin(node).attempt("pin an indexed object")?;
+        match tree.unlink(Place { dir: &index, name: &name }) {
+            Ok(()) | Err(Errno::NOENT) => {
+                inode.indexed.store(false, Ordering::Relaxed);
+                inode.nlink_delta.store(0, Ordering::Relaxed);
+                Ok(())
+            }
+            Err(errno) => Err(errno).attempt("remove an index entry"),
+        }
+    }
+
+    /// Keeps the upper object of an inode reachable, as its name is about to go.
+    pub(crate) fn pin(&self, inode: &Inode<T>) -> Result<()> {
+        match inode.upper.get() {
+            Some(node) => self.upper()?.tree.pin(node).attempt("pin"),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes an upper object away from its name, in one step; a whiteout stays if a lower holds the name.
+    fn remove_upper(&self, place: Place<'_, T::Node>, kind: Kind, lower_has: bool) -> Result<()> {
+        let tree = &self.upper()?.tree;
+        if !lower_has && kind != Kind::Dir {
+            return tree.unlink(place).attempt("unlink");
+        }
+        if !lower_has {
+            match tree.rmdir(place) {
+                // Whiteouts are in it: it is emptied in `work`, where nobody looks.
+                Err(Errno::NOTEMPTY | Errno::EXIST) => {}
+                other => return other.attempt("rmdir"),
+            }
+        }
+        let work = tree.work();
+        let temp = self.temp_name()?;
+        let aside = Place { dir: &work, name: &temp };
+        let how = if lower_has { Rename::Whiteout } else { Rename::NoReplace };
+        tree.rename(place, None, aside, None, how).attempt("move aside")?;
+        // The commit is done; should this fail, the rest is litter in `work`, emptied at the next mount.
+        if let Err(error) = self.remove_aside(aside, kind) {
+            tracing::warn!(%error, "litter stays in workdir");
+        }
+        Ok(())
+    }
+
+    /// Removes an object in `work`; a directory there holds nothing but whiteouts.
+    fn remove_aside(&self, aside: Place<'_, T::Node>, kind: Kind) -> Result<()> {
+        let tree = &self.upper()?.tree;
+        if kind != Kind::Dir {
+            return tree.unlink(aside).attempt("remove aside");
+        }
+        if let Some((dir, _)) = tree.lookup(aside.dir, aside.name).attempt("look up aside")? {
+            self.remove_whiteouts(&dir)?;
+        }
+        tree.rmdir(aside).attempt("remove aside")
+    }
+
+    /// Removes the whiteouts in an upper directory that shows as empty.
+    pub(crate) fn remove_whiteouts(&self, dir: &T::Node) -> Result<()> {
+        let tree = &self.upper()?.tree;
+        for entry in tree.read_dir(dir).attempt("list whiteouts")? {
+            let name = Name::new(&entry.name)?;
+            tree.unlink(Place { dir, name: &name }).attempt("remove a whiteout")?;
+        }
+        Ok(())
+    }
+
+    /// Removes an empty directory.
+    ///
+    /// Errors: ENOENT; ENOTDIR; ENOTEMPTY by the merged view; the layers' errors.
+    pub fn rmdir(&self, parent: Ino, name: &Name) -> Result<()> {
+        let parent = self.directory(parent)?;
+        self.upper()?;
+        self.copy_up(&parent, Content::Whole)?;
+        let part = parent.as_dir()?;
+        let _dir = part.state.write();
+        let Found { new, upper_here, .. } = self.resolve(&parent, name)?.found()?;
+        if new.kind != Kind::Dir {
+            return Err(Error::NotDir);
+        }
+        let inode = self.intern(&parent, name, new);
+        let mut state = inode.as_dir()?.state.write();
+        if !self.is_empty(&inode)? {
+            return Err(Error::NotEmpty);
+        }
+        let place = Place { dir: self.upper_node(&parent)?, name };
+        if upper_here {
+            self.pin(&inode)?;
+            self.remove_upper(place, Kind::Dir, self.lower_has(&parent, name)?)?;
+        } else {
+            self.upper()?.tree.whiteout(place).attempt("put a whiteout")?;
+        }
+        state.dead = true;
+        drop(state);
+        inode.remove_name(&parent, name);
+        self.list_remove(&parent, name);
+        Ok(())
+    }
+}

@@ -1,0 +1,265 @@
+//! Open files and directories: handles.
+//!
+//! A handle that was opened on a lower file switches once to the upper file when the inode has been copied up, so that a read-only descriptor sees what later
+//! writers write, and never a mixture. The daemon's own descriptor is never O_APPEND, O_TRUNC or O_CREAT: the kernel tells the offset of each write.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use dashmap::DashMap;
+use parking_lot::RwLock;
+use plyfs_sys::stat::Kind;
+
+use crate::backend::{Seek, Tree, UpperTree};
+use crate::copy_up::Content;
+use crate::error::{Attempt, Error, Result};
+use crate::ino::Ino;
+use crate::inode::Inode;
+use crate::union::{Caller, Union};
+
+/// A handle that the kernel gives back with each request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HandleId(pub u64);
+
+/// How a file is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct OpenFlags {
+    /// For reading.
+    pub read: bool,
+    /// For writing.
+    pub write: bool,
+    /// O_TRUNC; also without `write`, as Linux has it.
+    pub truncate: bool,
+}
+
+enum Handle<T: Tree> {
+    File { inode: Arc<Inode<T>>, file: RwLock<Arc<T::File>>, on_upper: AtomicBool, writable: bool },
+    Dir { inode: Arc<Inode<T>> },
+}
+
+/// The open handles.
+pub(crate) struct Handles<T: Tree> {
+    open: DashMap<HandleId, Arc<Handle<T>>>,
+    next: AtomicU64,
+}
+
+impl<T: Tree> Default for Handles<T> {
+    fn default() -> Self {
+        Self { open: DashMap::new(), next: AtomicU64::new(1) }
+    }
+}
+
+impl<T: UpperTree> Handles<T> {
+    fn insert(&self, handle: Handle<T>) -> HandleId {
+        let id = HandleId(self.next.fetch_add(1, Ordering::Relaxed));
+        self.open.insert(id, Arc::new(handle));
+        id
+    }
+
+    pub(crate) fn insert_file(&self, inode: Arc<Inode<T>>, file: T::File, on_upper: bool) -> HandleId {
+        self.insert_opened(inode, file, on_upper, on_upper)
+    }
+
+    fn insert_opened(&self, inode: Arc<Inode<T>>, file: T::File, on_upper: bool, writable: bool) -> HandleId {
+        self.insert(Handle::File { inode, file: RwLock::new(Arc::new(file)), on_upper: AtomicBool::new(on_upper), writable })
+    }
+
+    pub(crate) fn insert_dir(&self, inode: Arc<Inode<T>>) -> HandleId {
+        self.insert(Handle::Dir { inode })
+    }
+
+    /// Cloned out of its shard: no shard is held across a system call.
+    fn get(&self, id: HandleId) -> Result<Arc<Handle<T>>> {
+        self.open.get(&id).map(|handle| handle.clone()).ok_or(Error::BadHandle)
+    }
+
+    pub(crate) fn dir(&self, id: HandleId) -> Result<Arc<Inode<T>>> {
+        match &*self.get(id)? {
+            Handle::Dir { inode } => Ok(inode.clone()),
+            Handle::File { .. } => Err(Error::BadHandle),
+        }
+    }
+
+    /// Whether the handle's file was opened on the upper for writing.
+    pub(crate) fn writable(&self, id: HandleId) -> Result<bool> {
+        Ok(matches!(&*self.get(id)?, Handle::File { writable: true, .. }))
+    }
+
+    /// The file to use now, and its inode.
+    fn current(&self, union: &Union<T>, id: HandleId) -> Result<(Arc<Inode<T>>, Arc<T::File>, bool)> {
+        let handle = self.get(id)?;
+        let Handle::File { inode, file, on_upper, .. } = &*handle else { return Err(Error::BadHandle) };
+        if !on_upper.load(Ordering::Acquire)
+            && let Some(node) = inode.upper.get()
+        {
+            // By the published object, never by the name that was opened. Two readers may both open it; the second one wins, and both are right.
+            let opened = union.upper()?.tree.open(node).attempt("reopen on the upper layer")?;
+            let lower = std::mem::replace(&mut *file.write(), Arc::new(opened));
+            on_upper.store(true, Ordering::Release);
+            drop(lower);
+        }
+        let on_upper = on_upper.load(Ordering::Acquire);
+        let file = file.read().clone();
+        Ok((inode.clone(), file, on_upper))
+    }
+
+    pub(crate) fn with_file<R>(&self, union: &Union<T>, id: HandleId, call: impl FnOnce(&T::File) -> R) -> Result<R> {
+        let (_inode, file, _) = self.current(union, id)?;
+        Ok(call(&file))
+    }
+
+    fn remove(&self, id: HandleId) -> Option<Arc<Handle<T>>> {
+        self.open.remove(&id).map(|(_, handle)| handle)
+    }
+
+    pub(crate) fn clear(&self) {
+        let open: Vec<_> = self.open.iter().map(|entry| *entry.key()).collect();
+        for id in open {
+            drop(self.remove(id));
+        }
+    }
+}
+
+impl<T: UpperTree> Union<T> {
+    /// Opens a regular file. Writing copies it up first; truncation copies it up without its data.
+    ///
+    /// Errors: EISDIR; EINVAL for what is no regular file (the kernel opens fifos and devices itself); EROFS; the layers' errors.
+    pub fn open(&self, caller: &Caller, ino: Ino, flags: OpenFlags) -> Result<HandleId> {
+        let inode = self.inode(ino)?;
+        match inode.kind {
+            Kind::File => {}
+            Kind::Dir => return Err(Error::IsDir),
+            _ => return Err(Error::Invalid("open of a special file")),
+        }
+        if flags.write || flags.truncate {
+            return self.open_write(caller, inode, flags.truncate);
+        }
+        let (layer, node) = self.top(&inode)?;
+        let on_upper = inode.upper.get().is_some_and(|upper| std::ptr::eq(upper, node));
+        let file = layer.tree.open(node).attempt("open")?;
+        Ok(self.handles.insert_opened(inode, file, on_upper, false))
+    }
+
+    fn open_write(&self, caller: &Caller, inode: Arc<Inode<T>>, truncate: bool) -> Result<HandleId> {
+        let content = if truncate { Content::Empty } else { Content::Whole };
+        // The file comes open from its own copy-up: after an empty copy was committed, nothing may fail for want of a descriptor.
+        let file = match self.copy_up(&inode, content)? {
+            Some(file) => file,
+            None => self.upper()?.tree.open_write(self.upper_node(&inode)?).attempt("open for writing")?,
+        };
+        if truncate {
+            self.upper()?.tree.truncate(&file, 0).attempt("truncate")?;
+            self.drop_privileges(caller, &inode)?;
+        }
+        Ok(self.handles.insert_file(inode, file, true))
+    }
+
+    /// Reads until the buffer is full or the file ends; returns the bytes read.
+    ///
+    /// Errors: EBADF; the layers' errors.
+    pub fn read(&self, handle: HandleId, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        let (inode, file, on_upper) = self.handles.current(self, handle)?;
+        self.tree_of(&inode, on_upper)?.read(&file, buf, offset).attempt("read")
+    }
+
+    /// The tree that a handle's file is of.
+    fn tree_of<'a>(&'a self, inode: &Inode<T>, on_upper: bool) -> Result<&'a T> {
+        if on_upper {
+            return Ok(&self.upper()?.tree);
+        }
+        let lower = inode.lowers.first().ok_or(Error::Stale("a handle on no layer"))?;
+        Ok(&self.lower_layer(lower.layer)?.tree)
+    }
+
+    fn for_writing(&self, handle: HandleId) -> Result<(Arc<Inode<T>>, Arc<T::File>)> {
+        if !self.handles.writable(handle)? {
+            return Err(Error::BadHandle);
+        }
+        let (inode, file, _) = self.handles.current(self, handle)?;
+        Ok((inode, file))
+    }
+
+    /// Writes at an offset; returns the bytes written. `kill_setid`: the kernel asks for setuid and setgid to go.
+    ///
+    /// Errors: EBADF for a handle that is not open for writing; the upper's errors, if nothing was written.
+    pub fn write(&self, caller: &Caller, handle: HandleId, offset: u64, data: &[u8], kill_setid: bool) -> Result<usize> {
+        let (inode, file) = self.for_writing(handle)?;
+        let written = self.upper()?.tree.write(&file, data, offset).attempt("write")?;
+        if kill_setid {
+            tracing::trace!(uid = caller.uid, "write takes setuid and setgid away");
+            self.clear_setid(&inode)?;
+        }
+        Ok(written)
+    }
+
+    /// fsync(2) or fdatasync(2). A file that was never copied up has nothing to write.
+    ///
+    /// Errors: EBADF; the upper's errors.
+    pub fn fsync(&self, handle: HandleId, data_only: bool) -> Result<()> {
+        let (_inode, file, on_upper) = self.handles.current(self, handle)?;
+        if !on_upper {
+            return Ok(());
+        }
+        self.upper()?.tree.sync(&file, data_only).attempt("fsync")
+    }
+
+    /// fsync(2) of a directory.
+    ///
+    /// Errors: EBADF; the upper's errors.
+    pub fn fsyncdir(&self, handle: HandleId) -> Result<()> {
+        let dir = self.handles.dir(handle)?;
+        match dir.upper.get() {
+            Some(node) => self.upper()?.tree.sync_dir(node).attempt("fsync a directory"),
+            None => Ok(()),
+        }
+    }
+
+    /// fallocate(2) with the kernel's mode bits.
+    ///
+    /// Errors: EBADF; EOPNOTSUPP for a mode that the upper's filesystem does not have; the upper's errors.
+    pub fn fallocate(&self, caller: &Caller, handle: HandleId, mode: i32, offset: u64, len: u64) -> Result<()> {
+        let (inode, file) = self.for_writing(handle)?;
+        self.upper()?.tree.fallocate(&file, mode, offset, len).attempt("fallocate")?;
+        self.drop_privileges(caller, &inode)
+    }
+
+    /// lseek(2) with SEEK_DATA or SEEK_HOLE.
+    ///
+    /// Errors: EBADF; ENXIO past the end; the layers' errors.
+    pub fn lseek(&self, handle: HandleId, offset: u64, what: Seek) -> Result<u64> {
+        let (inode, file, on_upper) = self.handles.current(self, handle)?;
+        self.tree_of(&inode, on_upper)?.seek(&file, offset, what).attempt("lseek")
+    }
+
+    /// copy_file_range(2) between two open files of the union; returns the bytes copied.
+    ///
+    /// Errors: EBADF; the layers' errors.
+    pub fn copy_file_range(
+        &self,
+        caller: &Caller,
+        from: HandleId,
+        from_offset: u64,
+        to: HandleId,
+        to_offset: u64,
+        len: u64,
+    ) -> Result<usize> {
+        let (inode, target) = self.for_writing(to)?;
+        let (_, source, _) = self.handles.current(self, from)?;
+        let copied = self.upper()?.tree.copy_range(&source, from_offset, &target, to_offset, len).attempt("copy_file_range")?;
+        self.drop_privileges(caller, &inode)?;
+        Ok(copied)
+    }
+
+    /// Closes a handle of a file or a directory. Unknown handles are not an error: the kernel asks once and cannot do anything about it.
+    pub fn release(&self, handle: HandleId) {
+        let Some(gone) = self.handles.remove(handle) else {
+            tracing::warn!(handle = handle.0, "release of an unknown handle");
+            return;
+        };
+        if let Handle::Dir { inode } = &*gone
+            && let Err(error) = self.closedir(inode)
+        {
+            tracing::warn!(%error, "closing a directory");
+        }
+    }
+}

@@ -1,0 +1,318 @@
+//! `Inode` and the table of those in use.
+//!
+//! An inode is in the table as long as somebody holds it: a look-up count of the kernel, an open handle, or a child that names it as its parent.
+//! So a directory that has live children keeps its identity, its lower objects and its upper node.
+//!
+//! A shard of the table is never held across a system call, and nothing is dropped under it: an inode's drop enters the table again.
+
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry;
+use plyfs_format::Redirect;
+use plyfs_sys::stat::Kind;
+
+use crate::backend::{ObjectId, Tree};
+use crate::ino::{Ino, InoMap, RESERVED};
+use crate::layer::LowerObject;
+use crate::lock::{COPY, DIR, LEAF, LISTING, Ranked, RankedRw};
+use crate::name::Name;
+use crate::readdir::Listing;
+use crate::resolve::Links;
+
+/// State of a directory that its DIR lock guards.
+#[derive(Default)]
+pub(crate) struct DirState {
+    /// Removed: nothing may be made in it any more.
+    pub(crate) dead: bool,
+}
+
+/// What only directories have.
+pub(crate) struct DirPart {
+    /// The DIR lock: shared to resolve a name in this directory, exclusive to change one.
+    pub(crate) state: RankedRw<DIR, DirState>,
+    /// The redirect mark of the upper directory, as it is on disk.
+    pub(crate) redirect: Ranked<LEAF, Option<Redirect>>,
+    /// The merged entries, while somebody reads the directory.
+    pub(crate) listing: Ranked<LISTING, Option<Listing>>,
+}
+
+/// An object of the union.
+pub(crate) struct Inode<T: Tree> {
+    pub(crate) ino: Ino,
+    pub(crate) kind: Kind,
+    /// The identity that `ino` comes from. Immutable.
+    pub(crate) origin: ObjectId,
+    /// For a directory all merged lower directories, topmost first; else the one lower object, or none. Immutable.
+    pub(crate) lowers: Box<[LowerObject<T>]>,
+    /// The upper object; written once, by copy-up or at creation.
+    pub(crate) upper: OnceLock<T::Node>,
+    /// Identity of the upper object; set together with it.
+    pub(crate) upper_id: OnceLock<ObjectId>,
+    /// `lowers` merge no more: the directory was emptied and made opaque, to be replaced by a rename.
+    pub(crate) cut: AtomicBool,
+    /// Where it is: one entry per known name. Changed only under the DIR lock of that parent.
+    pub(crate) names: Ranked<LEAF, Vec<(Arc<Inode<T>>, Name)>>,
+    /// The COPY lock: held by the one copy-up of this inode.
+    pub(crate) copy: Ranked<COPY, ()>,
+    /// What is to be added to the link count of the object that serves `stat`: names that were removed by a whiteout over a lower hard link.
+    pub(crate) nlink_delta: AtomicI64,
+    /// Its copy is in the index of hard links.
+    pub(crate) indexed: AtomicBool,
+    /// A name was removed and none is left: the link count is 0.
+    pub(crate) nameless: AtomicBool,
+    pub(crate) dir: Option<Box<DirPart>>,
+    table: Weak<Table<T>>,
+}
+
+impl<T: Tree> Inode<T> {
+    /// The lower objects that count.
+    pub(crate) fn merged_lowers(&self) -> &[LowerObject<T>] {
+        if self.cut.load(Ordering::Acquire) { &[] } else { &self.lowers }
+    }
+
+    /// Publishes the upper object. The caller holds the COPY lock and has seen that there is none.
+    pub(crate) fn publish_upper(&self, node: T::Node, id: ObjectId) {
+        // The identity first: who sees the node must find its identity.
+        self.upper_id.get_or_init(|| id);
+        self.upper.get_or_init(|| node);
+    }
+
+    /// The directory part, or ENOTDIR.
+    pub(crate) fn as_dir(&self) -> crate::Result<&DirPart> {
+        self.dir.as_deref().ok_or(crate::Error::NotDir)
+    }
+
+    /// Some current (parent, name); none for the root and for what has lost its last name.
+    pub(crate) fn a_name(&self) -> Option<(Arc<Inode<T>>, Name)> {
+        self.names.lock().first().cloned()
+    }
+
+    /// Whether `(parent, name)` still names this inode. Meaningful while the parent's DIR lock is held.
+    pub(crate) fn is_named(&self, parent: &Arc<Inode<T>>, name: &Name) -> bool {
+        self.names.lock().iter().any(|(p, n)| Arc::ptr_eq(p, parent) && n == name)
+    }
+
+    /// Records a name. The caller holds the parent's DIR lock (shared is enough: the name is on disk).
+    pub(crate) fn add_name(&self, parent: &Arc<Inode<T>>, name: &Name) {
+        let mut names = self.names.lock();
+        if !names.iter().any(|(p, n)| Arc::ptr_eq(p, parent) && n == name) {
+            names.push((parent.clone(), name.clone()));
+        }
+        self.nameless.store(false, Ordering::Relaxed);
+    }
+
+    /// Forgets a name. The caller holds the parent's DIR lock exclusively.
+    pub(crate) fn remove_name(&self, parent: &Arc<Inode<T>>, name: &Name) {
+        // Dropped after the guard: the parent's last reference may be in it.
+        let gone;
+        {
+            let mut names = self.names.lock();
+            let at = names.iter().position(|(p, n)| Arc::ptr_eq(p, parent) && n == name);
+            gone = at.map(|at| names.swap_remove(at));
+            if names.is_empty() {
+                self.nameless.store(true, Ordering::Relaxed);
+            }
+        }
+        drop(gone);
+    }
+
+    fn take_parents(&mut self) -> Vec<Arc<Inode<T>>> {
+        self.names.get_mut().drain(..).map(|(parent, _)| parent).collect()
+    }
+}
+
+impl<T: Tree> Drop for Inode<T> {
+    /// Leaves the table, and lets go of the parents in a loop: recursion would need a stack as deep as the tree.
+    fn drop(&mut self) {
+        if let Some(table) = self.table.upgrade() {
+            table.remove_dead(self.ino);
+        }
+        let mut parents = self.take_parents();
+        while let Some(parent) = parents.pop() {
+            if let Some(mut inode) = Arc::into_inner(parent) {
+                parents.append(&mut inode.take_parents());
+            }
+        }
+    }
+}
+
+struct Slot<T: Tree> {
+    inode: Weak<Inode<T>>,
+    /// Kept while the kernel's look-up count is not zero.
+    held: Option<Arc<Inode<T>>>,
+    lookups: u64,
+}
+
+/// What was resolved has no upper object, or the live inode's. A different one (copied origin marks, two redirects to one directory) is another object.
+fn same_upper<T: Tree>(live: &Inode<T>, wanted: &NewInode<T>) -> bool {
+    match &wanted.upper {
+        None => true,
+        Some((_, id)) => live.upper_id.get() == Some(id),
+    }
+}
+
+/// Everything that makes a new inode, as resolved under the parent's DIR lock.
+pub(crate) struct NewInode<T: Tree> {
+    pub(crate) kind: Kind,
+    pub(crate) origin: ObjectId,
+    pub(crate) lowers: Vec<LowerObject<T>>,
+    /// The upper object and its identity.
+    pub(crate) upper: Option<(T::Node, ObjectId)>,
+    pub(crate) redirect: Option<Redirect>,
+    /// It is in the index of hard links.
+    pub(crate) links: Option<Links>,
+}
+
+/// The inodes in use, by number.
+pub(crate) struct Table<T: Tree> {
+    slots: DashMap<Ino, Slot<T>>,
+    numbers: InoMap,
+    next_reserved: AtomicU64,
+    /// Reserved numbers in use, by (origin, upper object): the same object gets the same number while it lives.
+    reserved: DashMap<(ObjectId, Option<ObjectId>), Ino>,
+}
+
+impl<T: Tree> Table<T> {
+    /// A table in which objects of `first_device` have the host's own numbers.
+    pub(crate) fn new(first_device: u64) -> Arc<Self> {
+        Arc::new(Self {
+            slots: DashMap::new(),
+            numbers: InoMap::new(first_device),
+            next_reserved: AtomicU64::new(RESERVED),
+            reserved: DashMap::new(),
+        })
+    }
+
+    /// The number that an object of this origin has when nothing is in the way; what readdir shows.
+    pub(crate) fn number(&self, origin: ObjectId) -> Ino {
+        self.numbers.number(origin).unwrap_or(Ino(RESERVED | origin.ino))
+    }
+
+    /// A live inode by its number.
+    pub(crate) fn get(&self, ino: Ino) -> Option<Arc<Inode<T>>> {
+        self.slots.get(&ino)?.inode.upgrade()
+    }
+
+    /// The root: node id 1, never forgotten.
+    pub(crate) fn insert_root(self: &Arc<Self>, new: NewInode<T>) -> Arc<Inode<T>> {
+        let root = self.build(Ino::ROOT, new);
+        self.slots.insert(Ino::ROOT, Slot { inode: Arc::downgrade(&root), held: Some(root.clone()), lookups: 1 });
+        root
+    }
+
+    /// The inode of a resolved object: the live one, or a new one. Called with the parent's DIR lock held, so that what was resolved is still true.
+    pub(crate) fn intern(self: &Arc<Self>, new: NewInode<T>) -> Arc<Inode<T>> {
+        let upper = new.upper.as_ref().map(|(_, id)| *id);
+        let mut new = Some(new);
+        if let Some(pure) = new.as_ref().and_then(|n| self.numbers.number(n.origin))
+            && let Some(inode) = self.try_number(pure, &mut new)
+        {
+            return inode;
+        }
+        let origin = new.as_ref().map_or(ObjectId { dev: 0, ino: 0 }, |n| n.origin);
+        loop {
+            let key = (origin, upper);
+            let ino = *self.reserved.entry(key).or_insert_with(|| Ino(self.next_reserved.fetch_add(1, Ordering::Relaxed)));
+            tracing::debug!(?origin, ino = ino.0, "inode number from the reserved range");
+            if let Some(inode) = self.try_number(ino, &mut new) {
+                return inode;
+            }
+            // Taken by something else (the numbers wrapped, or the object was replaced): the next number will do.
+            self.reserved.remove(&key);
+        }
+    }
+
+    /// The live inode of this number if it is the same object, or a new one if the number is free; `None` if another object has it.
+    fn try_number(self: &Arc<Self>, ino: Ino, new: &mut Option<NewInode<T>>) -> Option<Arc<Inode<T>>> {
+        match self.slots.entry(ino) {
+            Entry::Occupied(mut slot) => {
+                if let Some(live) = slot.get().inode.upgrade() {
+                    let wanted = new.as_ref()?;
+                    let same = live.origin == wanted.origin && live.kind == wanted.kind && same_upper(&live, wanted);
+                    // `live` leaves with the caller or is dropped after the shard is free.
+                    drop(slot);
+                    return same.then_some(live);
+                }
+                let inode = self.build(ino, new.take()?);
+                slot.insert(Slot { inode: Arc::downgrade(&inode), held: None, lookups: 0 });
+                Some(inode)
+            }
+            Entry::Vacant(free) => {
+                let inode = self.build(ino, new.take()?);
+                free.insert(Slot { inode: Arc::downgrade(&inode), held: None, lookups: 0 });
+                Some(inode)
+            }
+        }
+    }
+
+    fn build(self: &Arc<Self>, ino: Ino, new: NewInode<T>) -> Arc<Inode<T>> {
+        let (upper, upper_id) = match new.upper {
+            Some((node, id)) => (OnceLock::from(node), OnceLock::from(id)),
+            None => (OnceLock::new(), OnceLock::new()),
+        };
+        let dir = (new.kind == Kind::Dir)
+            .then(|| Box::new(DirPart { state: RankedRw::default(), redirect: Ranked::new(new.redirect), listing: Ranked::default() }));
+        Arc::new(Inode {
+            ino,
+            kind: new.kind,
+            origin: new.origin,
+            lowers: new.lowers.into_boxed_slice(),
+            upper,
+            upper_id,
+            cut: AtomicBool::new(false),
+            names: Ranked::default(),
+            copy: Ranked::default(),
+            nlink_delta: AtomicI64::new(0),
+            indexed: AtomicBool::new(false),
+            nameless: AtomicBool::new(false),
+            dir,
+            table: Arc::downgrade(self),
+        })
+    }
+
+    /// Counts look-ups that the kernel was told of.
+    pub(crate) fn count(&self, inode: &Arc<Inode<T>>, lookups: u64) {
+        if let Some(mut slot) = self.slots.get_mut(&inode.ino) {
+            slot.lookups = slot.lookups.saturating_add(lookups);
+            slot.held.get_or_insert_with(|| inode.clone());
+        }
+    }
+
+    /// FORGET: takes look-ups back; at zero the kernel knows the inode no more.
+    pub(crate) fn forget(&self, ino: Ino, lookups: u64) {
+        if ino == Ino::ROOT {
+            return;
+        }
+        // Dropped outside of the shard: the last reference enters the table again.
+        let mut released = None;
+        if let Some(mut slot) = self.slots.get_mut(&ino) {
+            slot.lookups = slot.lookups.saturating_sub(lookups);
+            if slot.lookups == 0 {
+                released = slot.held.take();
+            }
+        }
+        drop(released);
+    }
+
+    /// Removes the slot of an inode that is being dropped, unless a new inode has the number by now.
+    fn remove_dead(&self, ino: Ino) {
+        let dead = self.slots.remove_if(&ino, |_, slot| slot.inode.strong_count() == 0);
+        drop(dead);
+        if ino.0 >= RESERVED {
+            self.reserved.retain(|_, number| *number != ino);
+        }
+    }
+
+    /// Inodes in use.
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Lets go of everything that the kernel held: the mount is gone.
+    pub(crate) fn clear(&self) {
+        let held: Vec<_> = self.slots.iter_mut().filter_map(|mut slot| slot.held.take()).collect();
+        drop(held);
+    }
+}

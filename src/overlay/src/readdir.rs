@@ -1,0 +1,296 @@
+//! Reading directories: the merged entries, once per directory that somebody has open.
+//!
+//! The list is built at the first read and kept up to date by every change that goes through the union, so that all handles, the kernel's cache of the
+//! directory included, see one sequence: a name keeps its cookie as long as it exists, a new name gets a higher one. Emptying a directory while reading it neither
+//! skips nor repeats an entry.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use plyfs_format::is_whiteout_device;
+use plyfs_sys::stat::Kind;
+
+use crate::attr::Attr;
+use crate::backend::{ObjectId, UpperTree};
+use crate::error::{Attempt, Error, Result};
+use crate::file::HandleId;
+use crate::ino::Ino;
+use crate::inode::Inode;
+use crate::layer::LowerObject;
+use crate::name::Name;
+use crate::resolve::Resolved;
+use crate::union::Union;
+
+const DOT: u64 = 1;
+const DOT_DOT: u64 = 2;
+const FIRST: u64 = 3;
+
+/// One entry, as `readdir` gives it to its caller.
+#[derive(Debug, Clone, Copy)]
+pub struct DirEntry<'a> {
+    /// The name.
+    pub name: &'a [u8],
+    /// `d_ino`: the `st_ino` of the object.
+    pub ino: Ino,
+    /// The kind.
+    pub kind: Kind,
+    /// Where the next read goes on.
+    pub cookie: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Listed {
+    name: Name,
+    ino: Ino,
+    kind: Kind,
+}
+
+/// The merged entries of one directory, in the order of their cookies.
+#[derive(Debug, Default)]
+pub(crate) struct Listing {
+    next: u64,
+    entries: BTreeMap<u64, Listed>,
+    cookies: HashMap<Name, u64>,
+    /// Open handles on the directory; at zero the list goes.
+    readers: usize,
+    built: bool,
+}
+
+impl Listing {
+    fn insert(&mut self, name: &Name, ino: Ino, kind: Kind) {
+        self.remove(name);
+        self.next = self.next.max(FIRST);
+        self.cookies.insert(name.clone(), self.next);
+        self.entries.insert(self.next, Listed { name: name.clone(), ino, kind });
+        self.next += 1;
+    }
+
+    fn remove(&mut self, name: &Name) {
+        if let Some(cookie) = self.cookies.remove(name) {
+            self.entries.remove(&cookie);
+        }
+    }
+
+    /// Takes over a fresh list; names that were there keep their cookies.
+    fn refresh(&mut self, fresh: Vec<Listed>) {
+        let mut gone = std::mem::take(&mut self.cookies);
+        let mut added = Vec::new();
+        for listed in fresh {
+            match gone.remove_entry(&listed.name) {
+                Some((name, cookie)) => {
+                    self.entries.insert(cookie, listed);
+                    self.cookies.insert(name, cookie);
+                }
+                None => added.push(listed),
+            }
+        }
+        for cookie in gone.into_values() {
+            self.entries.remove(&cookie);
+        }
+        for listed in added {
+            self.insert(&listed.name, listed.ino, listed.kind);
+        }
+        self.built = true;
+    }
+}
+
+impl<T: UpperTree> Union<T> {
+    /// Opens a directory for reading.
+    ///
+    /// Errors: ENOTDIR; ESTALE.
+    pub fn opendir(&self, ino: Ino) -> Result<HandleId> {
+        let dir = self.directory(ino)?;
+        dir.as_dir()?.listing.lock().get_or_insert_default().readers += 1;
+        Ok(self.handles.insert_dir(dir))
+    }
+
+    /// A directory handle goes.
+    pub(crate) fn closedir(&self, dir: &Inode<T>) -> Result<()> {
+        let unused;
+        {
+            let mut listing = dir.as_dir()?.listing.lock();
+            let readers = listing.as_mut().map_or(0, |listing| {
+                listing.readers = listing.readers.saturating_sub(1);
+                listing.readers
+            });
+            unused = if readers == 0 { listing.take() } else { None };
+        }
+        drop(unused);
+        Ok(())
+    }
+
+    /// Gives the entries after `cookie` (0: from the start), `.` and `..` included, until `emit` answers false: that entry did not fit.
+    ///
+    /// Errors: EBADF; the layers' errors while the directory is read for the first time.
+    pub fn readdir(&self, handle: HandleId, cookie: u64, emit: &mut dyn FnMut(DirEntry<'_>) -> bool) -> Result<()> {
+        const BATCH: usize = 256;
+        let dir = self.handles.dir(handle)?;
+        self.build_listing(&dir, cookie == 0 && self.behaviour.live_lowers)?;
+        let above = dir.a_name().map_or_else(|| dir.clone(), |(parent, _)| parent);
+        let dots = [(DOT, &b"."[..], &dir), (DOT_DOT, b"..", &above)];
+        for (own, name, inode) in dots {
+            let entry = DirEntry { name, ino: self.shown_ino(inode), kind: Kind::Dir, cookie: own };
+            if cookie < own && !emit(entry) {
+                return Ok(());
+            }
+        }
+        // In batches, so that `emit` may look names up: no lock is held while it runs.
+        let mut after = cookie.max(DOT_DOT);
+        loop {
+            let batch: Vec<(u64, Listed)> = {
+                let listing = dir.as_dir()?.listing.lock();
+                let Some(listing) = listing.as_ref() else { return Err(Error::BadHandle) };
+                listing.entries.range(after + 1..).take(BATCH).map(|(cookie, listed)| (*cookie, listed.clone())).collect()
+            };
+            if batch.is_empty() {
+                return Ok(());
+            }
+            for (cookie, listed) in batch {
+                if !emit(DirEntry { name: &listed.name, ino: listed.ino, kind: listed.kind, cookie }) {
+                    return Ok(());
+                }
+                after = cookie;
+            }
+        }
+    }
+
+    /// Looks up a name of an open directory, for READDIRPLUS; counts one look-up.
+    ///
+    /// Errors: EBADF; the layers' errors.
+    pub fn lookup_entry(&self, handle: HandleId, name: &Name) -> Result<Option<Attr>> {
+        let dir = self.handles.dir(handle)?;
+        self.lookup_in(&dir, name)
+    }
+
+    fn build_listing(&self, dir: &Arc<Inode<T>>, again: bool) -> Result<()> {
+        let part = dir.as_dir()?;
+        if !again && part.listing.lock().as_ref().is_none_or(|listing| listing.built) {
+            return Ok(());
+        }
+        // Shared: no name changes between the reading and the taking over.
+        let _state = part.state.read();
+        let fresh = self.merged_entries(dir)?;
+        if let Some(listing) = part.listing.lock().as_mut()
+            && (again || !listing.built)
+        {
+            listing.refresh(fresh);
+        }
+        Ok(())
+    }
+
+    /// A name came into a directory. The caller holds its DIR lock exclusively.
+    pub(crate) fn list_insert(&self, dir: &Inode<T>, name: &Name, inode: &Inode<T>) {
+        let ino = self.shown_ino(inode);
+        if let Some(part) = dir.dir.as_deref()
+            && let Some(listing) = part.listing.lock().as_mut().filter(|listing| listing.built)
+        {
+            listing.insert(name, ino, inode.kind);
+        }
+    }
+
+    /// A name went from a directory. The caller holds its DIR lock exclusively.
+    pub(crate) fn list_remove(&self, dir: &Inode<T>, name: &Name) {
+        if let Some(part) = dir.dir.as_deref()
+            && let Some(listing) = part.listing.lock().as_mut().filter(|listing| listing.built)
+        {
+            listing.remove(name);
+        }
+    }
+
+    /// The `st_ino` that an inode shows.
+    pub(crate) fn shown_ino(&self, inode: &Inode<T>) -> Ino {
+        if inode.ino == Ino::ROOT { self.table.number(inode.origin) } else { inode.ino }
+    }
+
+    /// Whether nothing shows in a directory. The caller holds its DIR lock.
+    pub(crate) fn is_empty(&self, dir: &Inode<T>) -> Result<bool> {
+        Ok(self.merged_names(dir.upper.get(), dir.merged_lowers())?.is_empty())
+    }
+
+    fn merged_entries(&self, dir: &Inode<T>) -> Result<Vec<Listed>> {
+        let upper_is_pure = match (&self.stack.upper, dir.upper.get()) {
+            (Some(layer), Some(node)) => !self.marks(layer, node)?.impure,
+            _ => true,
+        };
+        let mut listed = Vec::new();
+        for entry in self.merged_names(dir.upper.get(), dir.merged_lowers())? {
+            // The topmost lower object, or a non-directory in an upper directory without foreign origins, has its own number.
+            let own = match entry.source {
+                Source::Lower => true,
+                Source::Upper => upper_is_pure && entry.kind != Kind::Dir,
+            };
+            let (ino, kind) = if own {
+                (self.table.number(entry.id), entry.kind)
+            } else {
+                match self.resolve(dir, &entry.name)? {
+                    Resolved::Found(found) => (self.table.number(found.new.origin), found.new.kind),
+                    // Something behind our back took it away.
+                    Resolved::Absent { .. } => continue,
+                }
+            };
+            listed.push(Listed { name: entry.name, ino, kind });
+        }
+        Ok(listed)
+    }
+
+    /// The names that show in a directory given by its parts, each with what the topmost layer that has it says.
+    ///
+    /// Errors: those of the layers. A name that no union can hold (over 255 bytes) is left out.
+    pub(crate) fn merged_names(&self, upper: Option<&T::Node>, lowers: &[LowerObject<T>]) -> Result<Vec<MergedName>> {
+        let mut seen: HashSet<Name> = HashSet::new();
+        let mut names = Vec::new();
+        let upper = match (&self.stack.upper, upper) {
+            (Some(layer), Some(node)) => Some((layer, node, false, Source::Upper)),
+            _ => None,
+        };
+        let lowers: Vec<_> =
+            lowers.iter().map(|dir| Ok((self.lower_layer(dir.layer)?, &dir.node, dir.xwhiteouts, Source::Lower))).collect::<Result<_>>()?;
+        for (layer, dir, xwhiteouts, source) in upper.into_iter().chain(lowers) {
+            let dev = layer.tree.id(dir).dev;
+            for entry in layer.tree.read_dir(dir).attempt("read a directory")? {
+                let Ok(name) = Name::new(&entry.name) else { continue };
+                if seen.contains(&name) {
+                    continue;
+                }
+                // A character device may be a whiteout, an empty file in a marked directory, too: only then a look at it is needed.
+                let suspect = match entry.kind {
+                    None | Some(Kind::Char) => true,
+                    Some(Kind::File) => xwhiteouts,
+                    Some(_) => false,
+                };
+                let mut kind = entry.kind;
+                if suspect {
+                    let Some((node, stat)) = layer.tree.lookup(dir, &name).attempt("look at an entry")? else { continue };
+                    let whiteout = match source {
+                        Source::Upper => is_whiteout_device(stat.kind == Kind::Char, stat.rdev),
+                        Source::Lower => self.is_whiteout(layer, &node, &stat, xwhiteouts)?,
+                    };
+                    if whiteout {
+                        seen.insert(name);
+                        continue;
+                    }
+                    kind = Some(stat.kind);
+                }
+                let Some(kind) = kind else { continue };
+                seen.insert(name.clone());
+                names.push(MergedName { name, kind, id: ObjectId { dev, ino: entry.ino }, source });
+            }
+        }
+        Ok(names)
+    }
+}
+
+/// Which layer an entry comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Source {
+    Upper,
+    Lower,
+}
+
+/// A name that shows in a directory.
+pub(crate) struct MergedName {
+    pub(crate) name: Name,
+    pub(crate) kind: Kind,
+    id: ObjectId,
+    source: Source,
+}

@@ -1,0 +1,382 @@
+//! rename, with NOREPLACE and EXCHANGE.
+//!
+//! Marks go on the moved object before the move; the move is one renameat2. A directory that has lower parts takes a redirect along, so that it never
+//! answers EXDEV; a pure upper directory that goes below a merged one becomes opaque, so that it does not merge with what a lower holds under its new name.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use plyfs_format::{MarkKind, Redirect};
+use plyfs_sys::Errno;
+use plyfs_sys::at::XattrMode;
+use plyfs_sys::stat::Kind;
+
+use crate::backend::{Place, Rename, UpperTree};
+use crate::copy_up::Content;
+use crate::error::{Attempt, Error, Result};
+use crate::ino::Ino;
+use crate::inode::{DirState, Inode};
+use crate::lock::{DIR, RankedWrite};
+use crate::name::Name;
+use crate::resolve::Resolved;
+use crate::union::Union;
+
+/// Flags of rename(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RenameMode {
+    /// Replaces what is at the target.
+    #[default]
+    Replace,
+    /// `RENAME_NOREPLACE`.
+    NoReplace,
+    /// `RENAME_EXCHANGE`.
+    Exchange,
+}
+
+/// One end of a rename.
+struct End<'a, T: UpperTree> {
+    dir: &'a Arc<Inode<T>>,
+    name: &'a Name,
+}
+
+impl<T: UpperTree> Clone for End<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T: UpperTree> Copy for End<'_, T> {}
+
+/// What the target name holds, as far as the one system call cares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Target {
+    /// The upper holds nothing there.
+    Free,
+    /// The upper holds a whiteout there.
+    Whiteout,
+    /// The upper holds an object there that is to be replaced.
+    Object,
+}
+
+/// The renameat2 that does it, and whether the whiteout that an exchange leaves at the old name must go.
+///
+/// `source_is_dir`: the moved object; `keep_whiteout`: a lower holds the old name.
+fn plan(source_is_dir: bool, target: Target, keep_whiteout: bool) -> (Rename, bool) {
+    match (source_is_dir, target, keep_whiteout) {
+        // A directory cannot replace a whiteout; they change places, and the whiteout is right at the old name if a lower holds it.
+        (true, Target::Whiteout, keep) => (Rename::Exchange, !keep),
+        (_, _, true) => (Rename::Whiteout, false),
+        (_, Target::Free, false) => (Rename::NoReplace, false),
+        (_, _, false) => (Rename::Replace, false),
+    }
+}
+
+impl<T: UpperTree> Union<T> {
+    /// Moves a name.
+    ///
+    /// Errors: ENOENT, EEXIST (NOREPLACE), EISDIR, ENOTDIR, ENOTEMPTY by the merged view; EINVAL for a directory into itself; EXDEV where a
+    /// redirect cannot be written; the layers' errors.
+    pub fn rename(&self, parent: Ino, name: &Name, new_parent: Ino, new_name: &Name, mode: RenameMode) -> Result<()> {
+        self.upper()?;
+        let (old_dir, new_dir) = (self.directory(parent)?, self.directory(new_parent)?);
+        let (from, to) = (End { dir: &old_dir, name }, End { dir: &new_dir, name: new_name });
+        self.copy_up(&old_dir, Content::Whole)?;
+        self.copy_up(&new_dir, Content::Whole)?;
+        // Everything that takes long is done before a lock is held; whether it still is so is seen under the locks.
+        loop {
+            let source = self.peek(&from)?.ok_or(Error::NotFound)?;
+            self.copy_up(&source, Content::Whole)?;
+            if mode == RenameMode::Exchange {
+                let target = self.peek(&to)?.ok_or(Error::NotFound)?;
+                self.copy_up(&target, Content::Whole)?;
+            }
+            let moves_dir = source.kind == Kind::Dir || mode == RenameMode::Exchange;
+            let _topology = (moves_dir || !Arc::ptr_eq(&old_dir, &new_dir)).then(|| self.rename_lock.lock());
+            let _locks = self.lock_pair(&old_dir, &new_dir)?;
+            if self.rename_locked(from, to, mode, moves_dir)? {
+                return Ok(());
+            }
+        }
+    }
+
+    fn peek(&self, end: &End<'_, T>) -> Result<Option<Arc<Inode<T>>>> {
+        let _dir = end.dir.as_dir()?.state.read();
+        match self.resolve(end.dir, end.name)? {
+            Resolved::Absent { .. } => Ok(None),
+            Resolved::Found(found) => Ok(Some(self.intern(end.dir, end.name, found.new))),
+        }
+    }
+
+    /// Takes the DIR locks of both parents, ancestor first, else in the order of their numbers. The RENAME lock is held if they differ.
+    fn lock_pair<'a>(&self, a: &'a Arc<Inode<T>>, b: &'a Arc<Inode<T>>) -> Result<Vec<RankedWrite<'a, DIR, DirState>>> {
+        let order = if Arc::ptr_eq(a, b) {
+            vec![a]
+        } else if is_ancestor(a, b) || (!is_ancestor(b, a) && a.ino < b.ino) {
+            vec![a, b]
+        } else {
+            vec![b, a]
+        };
+        let mut guards = Vec::with_capacity(2);
+        for dir in order {
+            let guard = dir.as_dir()?.state.write();
+            if guard.dead {
+                return Err(Error::NotFound);
+            }
+            guards.push(guard);
+        }
+        Ok(guards)
+    }
+
+    /// The rename under its locks; `false`: something is not in the upper any more or yet, and the caller starts over.
+    fn rename_locked(&self, from: End<'_, T>, to: End<'_, T>, mode: RenameMode, moves_dir: bool) -> Result<bool> {
+        let source = self.resolve(from.dir, from.name)?.found()?;
+        let (source_here, source_is_dir) = (source.upper_here, source.new.kind == Kind::Dir);
+        if source_is_dir && !moves_dir {
+            return Ok(false);
+        }
+        let source = self.intern(from.dir, from.name, source.new);
+        let target = self.resolve(to.dir, to.name)?;
+        match (mode, &target) {
+            (RenameMode::NoReplace, Resolved::Found(_)) => return Err(Error::Exists),
+            (RenameMode::Exchange, Resolved::Absent { .. }) => return Err(Error::NotFound),
+            _ => {}
+        }
+        if source_is_dir && (Arc::ptr_eq(&source, to.dir) || is_ancestor(&source, to.dir)) {
+            return Err(Error::Invalid("a directory into itself"));
+        }
+        if !source_here {
+            return self.link_alias(&source, from).map(|()| false);
+        }
+        match target {
+            Resolved::Absent { whiteout } => {
+                let target = if whiteout { Target::Whiteout } else { Target::Free };
+                self.move_to(from, to, &source, target, None)?;
+            }
+            Resolved::Found(found) => {
+                let here = found.upper_here;
+                let target = self.intern(to.dir, to.name, found.new);
+                if Arc::ptr_eq(&source, &target) {
+                    // Two names of one object: POSIX says that nothing happens.
+                    return Ok(true);
+                }
+                if target.kind == Kind::Dir && (Arc::ptr_eq(&target, from.dir) || is_ancestor(&target, from.dir)) {
+                    return Err(if mode == RenameMode::Exchange {
+                        Error::Invalid("an ancestor with its own descendant")
+                    } else {
+                        Error::NotEmpty
+                    });
+                }
+                if mode == RenameMode::Exchange {
+                    if !here {
+                        return self.link_alias(&target, to).map(|()| false);
+                    }
+                    self.exchange(from, to, &source, &target)?;
+                } else {
+                    self.replace(from, to, &source, &target, here)?;
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// A name of a hard-linked lower file whose copy is in the index gets a link of its own in the upper, as each name must have before it can move.
+    fn link_alias(&self, inode: &Arc<Inode<T>>, at: End<'_, T>) -> Result<()> {
+        let Some(node) = inode.upper.get() else { return Ok(()) };
+        let dir = self.upper_node(at.dir)?;
+        let stat = self.upper()?.tree.stat(node).attempt("stat an indexed object")?;
+        self.keeping_mtime(dir, || {
+            self.upper()?.tree.link(node, Place { dir, name: at.name }).attempt("link a name up")?;
+            tracing::debug!(nlink = stat.nlink, "a further name of a hard link goes up");
+            let delta = inode.nlink_delta.fetch_sub(1, Ordering::Relaxed) - 1;
+            if inode.indexed.load(Ordering::Relaxed) { self.write_nlink(node, 'U', delta) } else { Ok(()) }
+        })
+    }
+
+    /// Replaces an existing object.
+    fn replace(&self, from: End<'_, T>, to: End<'_, T>, source: &Arc<Inode<T>>, target: &Arc<Inode<T>>, target_here: bool) -> Result<()> {
+        match (source.kind == Kind::Dir, target.kind == Kind::Dir) {
+            (true, false) => return Err(Error::NotDir),
+            (false, true) => return Err(Error::IsDir),
+            (false, false) => {
+                if target_here {
+                    self.pin(target)?;
+                }
+                let held = if target_here { Target::Object } else { Target::Free };
+                self.move_to(from, to, source, held, Some(target))?;
+            }
+            (true, true) => {
+                let mut state = target.as_dir()?.state.write();
+                if !self.is_empty(target)? {
+                    return Err(Error::NotEmpty);
+                }
+                if target_here {
+                    self.pin(target)?;
+                    self.clear_empty(target)?;
+                }
+                let held = if target_here { Target::Object } else { Target::Free };
+                self.move_to(from, to, source, held, Some(target))?;
+                state.dead = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the whiteouts out of an upper directory that shows as empty, so that a rename may replace it. Opaque first: at every step it shows as empty.
+    fn clear_empty(&self, target: &Inode<T>) -> Result<()> {
+        let node = self.upper_node(target)?;
+        if self.upper()?.tree.read_dir(node).attempt("list an empty directory")?.is_empty() {
+            return Ok(());
+        }
+        self.mark_opaque(node)?;
+        target.cut.store(true, Ordering::Release);
+        self.remove_whiteouts(node)
+    }
+
+    fn move_to(
+        &self,
+        from: End<'_, T>,
+        to: End<'_, T>,
+        source: &Arc<Inode<T>>,
+        held: Target,
+        replaced: Option<&Arc<Inode<T>>>,
+    ) -> Result<()> {
+        let tree = &self.upper()?.tree;
+        let node = self.upper_node(source)?;
+        self.mark_before_move(source, from, to)?;
+        let keep_whiteout = self.lower_has(from.dir, from.name)?;
+        let (how, stray) = plan(source.kind == Kind::Dir, held, keep_whiteout);
+        let places = (self.place(from)?, self.place(to)?);
+        tree.rename(places.0, Some(node), places.1, None, how).attempt("rename")?;
+        if stray && let Err(errno) = tree.unlink(places.0) {
+            // It hides nothing, so nothing shows; plyfs reads it as a whiteout of nothing.
+            tracing::warn!(%errno, "a whiteout of nothing stays behind a rename");
+        }
+        if let Some(replaced) = replaced {
+            replaced.remove_name(to.dir, to.name);
+            if held == Target::Free && replaced.kind != Kind::Dir {
+                // Only lower names of it were here: a link of a lower hard link is hidden by what replaces it.
+                replaced.nlink_delta.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        self.moved(from, to, source);
+        Ok(())
+    }
+
+    fn exchange(&self, from: End<'_, T>, to: End<'_, T>, source: &Arc<Inode<T>>, target: &Arc<Inode<T>>) -> Result<()> {
+        let tree = &self.upper()?.tree;
+        self.mark_before_move(source, from, to)?;
+        self.mark_before_move(target, to, from)?;
+        let (a, b) = (self.upper_node(source)?, self.upper_node(target)?);
+        tree.rename(self.place(from)?, Some(a), self.place(to)?, Some(b), Rename::Exchange).attempt("exchange")?;
+        target.remove_name(to.dir, to.name);
+        self.moved(from, to, source);
+        target.add_name(from.dir, from.name);
+        self.list_insert(from.dir, from.name, target);
+        Ok(())
+    }
+
+    /// Names and listings after the move of one object.
+    fn moved(&self, from: End<'_, T>, to: End<'_, T>, inode: &Arc<Inode<T>>) {
+        // The new name first, so that at no moment the inode seems to have none.
+        inode.add_name(to.dir, to.name);
+        inode.remove_name(from.dir, from.name);
+        self.list_remove(from.dir, from.name);
+        self.list_insert(to.dir, to.name, inode);
+    }
+
+    fn place<'a>(&self, end: End<'a, T>) -> Result<Place<'a, T::Node>> {
+        Ok(Place { dir: self.upper_node(end.dir)?, name: end.name })
+    }
+
+    /// The marks that an object needs at its new place; at the old place they change nothing that shows.
+    fn mark_before_move(&self, inode: &Arc<Inode<T>>, from: End<'_, T>, to: End<'_, T>) -> Result<()> {
+        let node = self.upper_node(inode)?;
+        let tree = &self.upper()?.tree;
+        self.mark_impure(self.upper_node(to.dir)?, inode.origin != tree.id(node))?;
+        let Some(part) = inode.dir.as_deref() else { return Ok(()) };
+        if inode.merged_lowers().is_empty() {
+            return if to.dir.merged_lowers().is_empty() { Ok(()) } else { self.mark_opaque(node) };
+        }
+        let same_parent = Arc::ptr_eq(from.dir, to.dir);
+        let current = part.redirect.lock().clone();
+        let redirect = match current {
+            Some(Redirect::Absolute(_)) => return Ok(()),
+            Some(Redirect::Sibling(_)) if same_parent => return Ok(()),
+            None if same_parent => Redirect::Sibling(from.name.to_vec()),
+            _ => Redirect::Absolute(self.lower_path(inode)?),
+        };
+        let layer = self.upper()?;
+        let name =
+            plyfs_format::xattr_name(layer.dialect, MarkKind::Redirect).ok_or(Error::CrossDevice("this dialect has no redirects"))?;
+        let value = redirect.encode();
+        match layer.tree.set_xattr(node, name, &value, XattrMode::Any) {
+            Ok(()) => {}
+            // Longer than the filesystem's xattrs, or no xattrs at all: the kernel answers EXDEV, and mv copies.
+            Err(Errno::RANGE | Errno::TOOBIG | Errno::OPNOTSUPP) => return Err(Error::CrossDevice("the redirect does not fit")),
+            Err(errno) => return Err(errno).attempt("write the redirect mark"),
+        }
+        *part.redirect.lock() = Some(redirect);
+        Ok(())
+    }
+
+    /// Where a directory's lower parts are, as a path in the merged lower layers: the names from the root, or the redirects where there are some.
+    /// The RENAME lock is held, so that no directory moves.
+    fn lower_path(&self, dir: &Arc<Inode<T>>) -> Result<Vec<Vec<u8>>> {
+        let mut path = Vec::new();
+        let mut at = dir.clone();
+        while !Arc::ptr_eq(&at, &self.root) {
+            let (parent, name) = at.a_name().ok_or(Error::Stale("a directory without a name"))?;
+            let redirect = at.as_dir()?.redirect.lock().clone();
+            match redirect {
+                Some(Redirect::Absolute(mut base)) => {
+                    base.reverse();
+                    path.append(&mut base);
+                    break;
+                }
+                Some(Redirect::Sibling(sibling)) => path.push(sibling),
+                None => path.push(name.to_vec()),
+            }
+            at = parent;
+        }
+        path.reverse();
+        Ok(path)
+    }
+}
+
+/// Whether `a` is above `b`. The RENAME lock is held, or the answer is only a hint.
+fn is_ancestor<T: UpperTree>(a: &Arc<Inode<T>>, b: &Arc<Inode<T>>) -> bool {
+    let mut at = b.a_name();
+    while let Some((parent, _)) = at {
+        if Arc::ptr_eq(a, &parent) {
+            return true;
+        }
+        at = parent.a_name();
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn decision_table() {
+        use Target::{Free, Object, Whiteout};
+        for (dir, target, keep, expected) in [
+            (false, Free, false, (Rename::NoReplace, false)),
+            (false, Free, true, (Rename::Whiteout, false)),
+            (false, Whiteout, false, (Rename::Replace, false)),
+            (false, Whiteout, true, (Rename::Whiteout, false)),
+            (false, Object, false, (Rename::Replace, false)),
+            (false, Object, true, (Rename::Whiteout, false)),
+            (true, Free, false, (Rename::NoReplace, false)),
+            (true, Free, true, (Rename::Whiteout, false)),
+            (true, Whiteout, false, (Rename::Exchange, true)),
+            (true, Whiteout, true, (Rename::Exchange, false)),
+            (true, Object, false, (Rename::Replace, false)),
+            (true, Object, true, (Rename::Whiteout, false)),
+        ] {
+            assert_eq!(plan(dir, target, keep), expected, "dir {dir}, {target:?}, lower holds the old name {keep}");
+        }
+    }
+}

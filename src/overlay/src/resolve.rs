@@ -1,0 +1,323 @@
+//! One name through the stack.
+//!
+//! The rules are the kernel's (`ovl_lookup`, `ovl_lookup_layer`): top-down; a whiteout or a non-directory stops the search; directories merge until an
+//! opaque one; a redirect changes the name, or the path from the layers' roots, for the layers below.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use plyfs_format::{MarkKind, Opaque, Origin, Redirect, XattrClass, classify_xattr, is_whiteout_device};
+use plyfs_sys::stat::{Kind, Stat};
+
+use crate::backend::{Handle, ObjectId, Tree, UpperTree};
+use crate::error::{Attempt, Error, Result};
+use crate::inode::{Inode, NewInode};
+use crate::layer::{Layer, LowerIndex, LowerObject};
+use crate::name::Name;
+use crate::union::Union;
+
+/// The marks of one object that a look-up needs.
+#[derive(Default)]
+pub(crate) struct Marks {
+    pub(crate) opaque: bool,
+    pub(crate) xwhiteouts: bool,
+    pub(crate) redirect: Option<Redirect>,
+    pub(crate) origin: Option<Origin>,
+    pub(crate) nlink: Option<(char, i64)>,
+    pub(crate) impure: bool,
+    pub(crate) metacopy: bool,
+}
+
+/// How an object of the index shows its links.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Links {
+    /// To be added to the upper object's own count.
+    pub(crate) delta: i64,
+}
+
+/// The value of an nlink mark: `U` or `L` and a signed number.
+fn parse_nlink(value: &[u8]) -> Option<(char, i64)> {
+    let text = std::str::from_utf8(value).ok()?;
+    let base = text.chars().next().filter(|base| matches!(base, 'U' | 'L'))?;
+    text.get(1..)?.parse().ok().map(|delta| (base, delta))
+}
+
+/// What a name means.
+pub(crate) enum Resolved<T: Tree> {
+    /// Nothing; `whiteout` says that the upper directory holds a whiteout under the name.
+    Absent { whiteout: bool },
+    /// An object.
+    Found(Found<T>),
+}
+
+/// An object as it was found under one name.
+pub(crate) struct Found<T: Tree> {
+    pub(crate) new: NewInode<T>,
+    /// Metadata of the object that shows: the upper's, else the topmost lower's.
+    pub(crate) stat: Stat,
+    /// The upper directory holds the object under this very name.
+    pub(crate) upper_here: bool,
+}
+
+impl<T: Tree> Resolved<T> {
+    pub(crate) fn found(self) -> Result<Found<T>> {
+        match self {
+            Self::Found(found) => Ok(found),
+            Self::Absent { .. } => Err(Error::NotFound),
+        }
+    }
+}
+
+/// What the lowers below some directories hold under a name.
+pub(crate) struct LowerFound<T: Tree> {
+    /// The object, or all directories that merge. Empty: nothing.
+    pub(crate) objects: Vec<LowerObject<T>>,
+    /// Metadata of the topmost one.
+    pub(crate) stat: Option<Stat>,
+}
+
+impl<T: UpperTree> Union<T> {
+    pub(crate) fn lower_layer(&self, index: LowerIndex) -> Result<&Layer<T>> {
+        self.stack.lowers.get(index.0 as usize).ok_or(Error::Stale("layer index"))
+    }
+
+    /// Reads the marks of an object with one system call when it has none.
+    pub(crate) fn marks(&self, layer: &Layer<T>, node: &T::Node) -> Result<Marks> {
+        let mut marks = Marks::default();
+        for name in layer.tree.list_xattr(node).attempt("list marks")? {
+            let XattrClass::Private(Some(kind)) = classify_xattr(layer.dialect, &name) else { continue };
+            let value = || layer.tree.get_xattr(node, &name).attempt("read mark");
+            match kind {
+                MarkKind::Opaque => match value()?.map(|v| Opaque::parse(&v)) {
+                    Some(Opaque::Yes) => marks.opaque = true,
+                    Some(Opaque::XWhiteouts) => marks.xwhiteouts = true,
+                    Some(Opaque::No) | None => {}
+                },
+                MarkKind::Redirect => {
+                    if let Some(v) = value()? {
+                        marks.redirect = Some(Redirect::parse(&v).map_err(|e| Error::Damaged(e.to_string()))?);
+                    }
+                }
+                MarkKind::Origin => {
+                    // A damaged origin only costs the constant inode number; the kernel ignores it, too.
+                    marks.origin = value()?.and_then(|v| Origin::parse(&v).inspect_err(|e| tracing::debug!(%e, "origin mark")).ok());
+                }
+                MarkKind::Nlink => marks.nlink = value()?.and_then(|v| parse_nlink(&v)),
+                MarkKind::Metacopy => marks.metacopy = true,
+                MarkKind::Impure => marks.impure = true,
+                _ => {}
+            }
+        }
+        Ok(marks)
+    }
+
+    /// Whether an entry of a layer is a whiteout: char 0:0, or in a directory marked so, an empty file with the whiteout mark.
+    pub(crate) fn is_whiteout(&self, layer: &Layer<T>, node: &T::Node, stat: &Stat, xwhiteouts: bool) -> Result<bool> {
+        if is_whiteout_device(stat.kind == Kind::Char, stat.rdev) {
+            return Ok(true);
+        }
+        if !xwhiteouts || stat.kind != Kind::File || stat.size != 0 {
+            return Ok(false);
+        }
+        let Some(name) = plyfs_format::xattr_name(layer.dialect, MarkKind::Whiteout) else { return Ok(false) };
+        Ok(layer.tree.get_xattr(node, name).attempt("read whiteout mark")?.is_some())
+    }
+
+    /// Looks a name up below merged lower directories, top-down. `want_dir`: a directory was found above, so only directories merge.
+    ///
+    /// Errors: those of the layers (never taken for "not there"); a metacopy file, which this version does not represent.
+    pub(crate) fn lookup_lowers(&self, dirs: &[LowerObject<T>], name: &Name, want_dir: bool) -> Result<LowerFound<T>> {
+        let mut found = LowerFound { objects: Vec::new(), stat: None };
+        let mut name = name.clone();
+        let mut rest: Vec<LowerObject<T>> = Vec::new();
+        let mut dirs = dirs.iter();
+        loop {
+            // `rest` replaces the given directories once an absolute redirect was met.
+            let Some(dir) = dirs.next() else { break };
+            let layer = self.lower_layer(dir.layer)?;
+            let Some((node, stat)) = layer.tree.lookup(&dir.node, &name).attempt("look up in a lower layer")? else { continue };
+            if self.is_whiteout(layer, &node, &stat, dir.xwhiteouts)? {
+                break;
+            }
+            if stat.kind != Kind::Dir {
+                if found.objects.is_empty() && !want_dir {
+                    self.refuse_metacopy(layer, &node, &stat)?;
+                    found.objects.push(LowerObject { layer: dir.layer, node, xwhiteouts: false });
+                    found.stat = Some(stat);
+                }
+                break;
+            }
+            let marks = self.marks(layer, &node)?;
+            let layer_index = dir.layer;
+            found.objects.push(LowerObject { layer: layer_index, node, xwhiteouts: marks.xwhiteouts });
+            found.stat.get_or_insert(stat);
+            if marks.opaque {
+                break;
+            }
+            match marks.redirect {
+                None => {}
+                Some(Redirect::Sibling(sibling)) => name = Name::new(&sibling)?,
+                Some(Redirect::Absolute(path)) => {
+                    let (below, last) = self.lower_parents(&path, Some(layer_index))?;
+                    let more = self.lookup_lowers(&below, &last, true)?;
+                    rest = more.objects;
+                    break;
+                }
+            }
+        }
+        found.objects.append(&mut rest);
+        Ok(found)
+    }
+
+    /// The merged directories that hold the last name of an absolute redirect, in the layers below `above`, and that name.
+    fn lower_parents(&self, path: &[Vec<u8>], above: Option<LowerIndex>) -> Result<(Vec<LowerObject<T>>, Name)> {
+        let Some((last, parents)) = path.split_last() else { return Err(Error::Damaged("empty redirect".into())) };
+        let mut dirs: Vec<LowerObject<T>> =
+            self.root.lowers.iter().filter(|root| above.is_none_or(|above| root.layer > above)).cloned().collect();
+        for component in parents {
+            dirs = self.lookup_lowers(&dirs, &Name::new(component)?, true)?.objects;
+        }
+        Ok((dirs, Name::new(last)?))
+    }
+
+    /// The lower directories that an upper directory merges with.
+    pub(crate) fn lowers_of_upper_dir(&self, parent_lowers: &[LowerObject<T>], name: &Name, marks: &Marks) -> Result<Vec<LowerObject<T>>> {
+        if marks.opaque {
+            return Ok(Vec::new());
+        }
+        let found = match &marks.redirect {
+            None => self.lookup_lowers(parent_lowers, name, true)?,
+            Some(Redirect::Sibling(sibling)) => self.lookup_lowers(parent_lowers, &Name::new(sibling)?, true)?,
+            Some(Redirect::Absolute(path)) => {
+                let (dirs, last) = self.lower_parents(path, None)?;
+                self.lookup_lowers(&dirs, &last, true)?
+            }
+        };
+        Ok(found.objects)
+    }
+
+    /// Resolves a name in a directory given by its parts. The caller holds the directory's DIR lock, shared or exclusive, if it is live.
+    ///
+    /// Errors: those of the layers.
+    pub(crate) fn resolve_parts(&self, upper: Option<&T::Node>, lowers: &[LowerObject<T>], name: &Name) -> Result<Resolved<T>> {
+        if let (Some(layer), Some(dir)) = (&self.stack.upper, upper)
+            && let Some((node, stat)) = layer.tree.lookup(dir, name).attempt("look up in the upper layer")?
+        {
+            if is_whiteout_device(stat.kind == Kind::Char, stat.rdev) {
+                return Ok(Resolved::Absent { whiteout: true });
+            }
+            return self.upper_found(layer, lowers, name, node, stat).map(Resolved::Found);
+        }
+        let lower = self.lookup_lowers(lowers, name, false)?;
+        let (Some(stat), Some(top)) = (lower.stat, lower.objects.first()) else { return Ok(Resolved::Absent { whiteout: false }) };
+        let origin = self.lower_layer(top.layer)?.tree.id(&top.node);
+        if let Some((node, upper_stat, links)) = self.indexed(top, &stat)? {
+            let upper = Some((node, ObjectId::of(&upper_stat)));
+            let new = NewInode { kind: stat.kind, origin, lowers: lower.objects, upper, redirect: None, links: Some(links) };
+            return Ok(Resolved::Found(Found { new, stat: upper_stat, upper_here: false }));
+        }
+        let new = NewInode { kind: stat.kind, origin, lowers: lower.objects, upper: None, redirect: None, links: None };
+        Ok(Resolved::Found(Found { new, stat, upper_here: false }))
+    }
+
+    /// Where the index keeps the copy of a hard-linked lower object: its name is the object's file handle, as the kernel has it. None where there is
+    /// no index or the lower filesystem has no handles.
+    pub(crate) fn index_name(&self, lower: &LowerObject<T>) -> Result<Option<(T::Node, Name)>> {
+        let Some(index) = self.stack.upper.as_ref().and_then(|layer| layer.tree.index()) else { return Ok(None) };
+        let tree = &self.lower_layer(lower.layer)?.tree;
+        let Some(handle) = tree.handle(&lower.node).attempt("file handle of a hard link")? else { return Ok(None) };
+        let Ok(fid_type) = u8::try_from(handle.handle.kind) else { return Ok(None) };
+        let origin = Origin { uuid: handle.uuid, fid_type, fid: handle.handle.bytes, path_upper: false };
+        // A handle too long for a name: this filesystem's hard links cannot be indexed.
+        Ok(Name::new(origin.index_name()).ok().map(|name| (index, name)))
+    }
+
+    /// The copy of a hard-linked lower object, if one of its names was copied up.
+    fn indexed(&self, lower: &LowerObject<T>, stat: &Stat) -> Result<Option<(T::Node, Stat, Links)>> {
+        if stat.kind == Kind::Dir || stat.nlink < 2 {
+            return Ok(None);
+        }
+        let (Some(layer), Some((index, name))) = (&self.stack.upper, self.index_name(lower)?) else { return Ok(None) };
+        let Some((node, upper)) = layer.tree.lookup(&index, &name).attempt("look up in the index")? else { return Ok(None) };
+        if upper.kind != stat.kind {
+            return Err(Error::Damaged(format!("index entry {name} is of another kind than its origin")));
+        }
+        let delta = match self.marks(layer, &node)?.nlink {
+            Some(('L', delta)) => i64::from(stat.nlink) + delta - i64::from(upper.nlink),
+            Some((_, delta)) => delta,
+            // Without its mark: the index itself is a link that does not show.
+            None => -1,
+        };
+        Ok(Some((node, upper, Links { delta })))
+    }
+
+    fn upper_found(&self, layer: &Layer<T>, lowers: &[LowerObject<T>], name: &Name, node: T::Node, stat: Stat) -> Result<Found<T>> {
+        let marks = self.marks(layer, &node)?;
+        if marks.metacopy && stat.kind == Kind::File {
+            return Err(Error::Unrepresentable("metacopy"));
+        }
+        let id = layer.tree.id(&node);
+        let lowers = if stat.kind == Kind::Dir { self.lowers_of_upper_dir(lowers, name, &marks)? } else { Vec::new() };
+        let marked = marks.origin.as_ref().map(|mark| self.verify_origin(mark, stat.kind)).transpose()?.flatten();
+        let links = marks.nlink.map(|(base, delta)| match (base, &marked) {
+            ('L', Some((_, lower_nlink))) => Links { delta: i64::from(*lower_nlink) + delta - i64::from(stat.nlink) },
+            _ => Links { delta },
+        });
+        let marked = marked.map(|(origin, _)| origin);
+        let top = match lowers.first() {
+            Some(top) => Some(self.lower_layer(top.layer)?.tree.id(&top.node)),
+            None => None,
+        };
+        let origin = marked.or(top).unwrap_or(id);
+        let new = NewInode { kind: stat.kind, origin, lowers, upper: Some((node, id)), redirect: marks.redirect, links };
+        Ok(Found { new, stat, upper_here: true })
+    }
+
+    /// The lower object that an origin mark names, and its link count, if it still exists and is of the same kind.
+    fn verify_origin(&self, mark: &Origin, kind: Kind) -> Result<Option<(ObjectId, u32)>> {
+        let handle =
+            Handle { uuid: mark.uuid, handle: plyfs_sys::handle::FileHandle { kind: i32::from(mark.fid_type), bytes: mark.fid.clone() } };
+        for layer in &self.stack.lowers {
+            if let Some(stat) = layer.tree.by_handle(&handle).attempt("open the origin's handle")?
+                && stat.kind == kind
+            {
+                return Ok(Some((ObjectId::of(&stat), stat.nlink)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// A metacopy file has metadata only, its data is in a layer below. Shown as it is, it would read as zeros.
+    fn refuse_metacopy(&self, layer: &Layer<T>, node: &T::Node, stat: &Stat) -> Result<()> {
+        // Such a file is one hole and at most one block of xattrs: a file with more blocks than that needs no look.
+        let hollow = stat.blocks <= 8 || stat.blocks.saturating_mul(512) < stat.size;
+        if stat.kind == Kind::File && stat.size > 0 && hollow && self.marks(layer, node)?.metacopy {
+            return Err(Error::Unrepresentable("metacopy"));
+        }
+        Ok(())
+    }
+
+    /// Resolves a name in a live directory. The caller holds its DIR lock.
+    pub(crate) fn resolve(&self, parent: &Inode<T>, name: &Name) -> Result<Resolved<T>> {
+        parent.as_dir()?;
+        self.resolve_parts(parent.upper.get(), parent.merged_lowers(), name)
+    }
+
+    /// Whether something below the upper layer would show under the name if the upper held nothing there.
+    pub(crate) fn lower_has(&self, parent: &Inode<T>, name: &Name) -> Result<bool> {
+        Ok(!self.lookup_lowers(parent.merged_lowers(), name, false)?.objects.is_empty())
+    }
+
+    /// The inode of what was found, with the name recorded. The caller holds the parent's DIR lock.
+    pub(crate) fn intern(&self, parent: &Arc<Inode<T>>, name: &Name, new: NewInode<T>) -> Arc<Inode<T>> {
+        let links = new.links;
+        let inode = self.table.intern(new);
+        inode.add_name(parent, name);
+        if let Some(links) = links
+            && !inode.indexed.swap(true, Ordering::Relaxed)
+        {
+            inode.nlink_delta.store(links.delta, Ordering::Relaxed);
+        }
+        inode
+    }
+}

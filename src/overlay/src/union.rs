@@ -1,0 +1,169 @@
+//! `Union`: the merged filesystem, as the operations that FUSE or any other transport needs.
+//!
+//! Every public operation names inodes by [`Ino`] and returns owned values. Permission checks are the kernel's (`default_permissions`).
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use plyfs_sys::stat::Kind;
+
+use crate::backend::{ObjectId, UpperTree};
+use crate::error::{Attempt, Error, Result};
+use crate::file::Handles;
+use crate::ino::Ino;
+use crate::inode::{Inode, NewInode, Table};
+use crate::layer::{Layer, LayerStack, LowerIndex, LowerObject};
+use crate::lock::{RENAME, Ranked};
+use crate::name::Name;
+
+/// How a union behaves, beside its layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Behaviour {
+    /// No fsync on copy-up (kernel option `volatile`): after a crash of the machine the upper is not to be trusted.
+    pub volatile: bool,
+    /// Others may change the lower layers while they are mounted (`lower=live`).
+    pub live_lowers: bool,
+}
+
+/// Who asks: what a created object gets as its owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Caller {
+    /// fsuid, as the filesystem's own user namespace sees it.
+    pub uid: u32,
+    /// fsgid.
+    pub gid: u32,
+    /// Process, for tracing.
+    pub pid: u32,
+}
+
+/// Something that the kernel's caches do not know about yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// The attributes of an inode changed by something that its own operation does not tell: a copy-up.
+    Attributes(Ino),
+}
+
+type Observer = Box<dyn Fn(Event) + Send + Sync>;
+
+/// A union of layers.
+pub struct Union<T: UpperTree> {
+    pub(crate) stack: LayerStack<T>,
+    pub(crate) table: Arc<Table<T>>,
+    pub(crate) handles: Handles<T>,
+    pub(crate) root: Arc<Inode<T>>,
+    /// Serialises renames that move a directory or cross directories, so that who is whose ancestor stands still.
+    pub(crate) rename_lock: Ranked<RENAME, ()>,
+    pub(crate) behaviour: Behaviour,
+    temp: AtomicU64,
+    observer: OnceLock<Observer>,
+}
+
+impl<T: UpperTree> Union<T> {
+    /// Merges the layers.
+    ///
+    /// Errors: no layer at all (`Invalid`); what the layers' roots answer.
+    pub fn new(stack: LayerStack<T>, behaviour: Behaviour) -> Result<Self> {
+        let root = root_parts(&stack)?;
+        let table = Table::new(root.origin.dev);
+        let root = table.insert_root(root);
+        Ok(Self {
+            stack,
+            table,
+            handles: Handles::default(),
+            root,
+            rename_lock: Ranked::default(),
+            behaviour,
+            temp: AtomicU64::new(0),
+            observer: OnceLock::new(),
+        })
+    }
+
+    /// Sets who is told of [`Event`]s; the first call wins. It may be called with locks held, so it must only enqueue.
+    pub fn on_event(&self, observer: impl Fn(Event) + Send + Sync + 'static) {
+        if self.observer.set(Box::new(observer)).is_err() {
+            tracing::warn!("a second observer of the union is ignored");
+        }
+    }
+
+    pub(crate) fn tell(&self, event: Event) {
+        if let Some(observer) = self.observer.get() {
+            observer(event);
+        }
+    }
+
+    /// Whether there is no upper layer.
+    pub fn is_read_only(&self) -> bool {
+        self.stack.upper.is_none()
+    }
+
+    /// Inodes in use.
+    pub fn inodes(&self) -> usize {
+        self.table.len()
+    }
+
+    /// The mount is gone: lets go of all inodes and handles.
+    pub fn shutdown(&self) {
+        self.handles.clear();
+        self.table.clear();
+    }
+
+    /// The upper layer, or EROFS.
+    pub(crate) fn upper(&self) -> Result<&Layer<T>> {
+        self.stack.upper.as_ref().ok_or(Error::ReadOnly)
+    }
+
+    /// The upper node of an inode that was copied up, as the caller made sure.
+    pub(crate) fn upper_node<'a>(&self, inode: &'a Inode<T>) -> Result<&'a T::Node> {
+        inode.upper.get().ok_or(Error::Stale("not in the upper layer"))
+    }
+
+    /// The inode of a number that the kernel uses.
+    pub(crate) fn inode(&self, ino: Ino) -> Result<Arc<Inode<T>>> {
+        self.table.get(ino).ok_or(Error::Stale("unknown inode"))
+    }
+
+    /// A directory by its number.
+    pub(crate) fn directory(&self, ino: Ino) -> Result<Arc<Inode<T>>> {
+        let inode = self.inode(ino)?;
+        inode.as_dir()?;
+        Ok(inode)
+    }
+
+    /// A name that nothing in `work` has: `#` and a number, as the kernel names its own.
+    pub(crate) fn temp_name(&self) -> Result<Name> {
+        Name::new(format!("#{:x}", self.temp.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    /// The layer and node that hold an inode's visible metadata and data: the upper object, else the topmost lower one.
+    pub(crate) fn top<'a>(&'a self, inode: &'a Inode<T>) -> Result<(&'a Layer<T>, &'a T::Node)> {
+        if let Some(node) = inode.upper.get() {
+            return Ok((self.upper()?, node));
+        }
+        let lower = inode.lowers.first().ok_or(Error::Stale("inode without objects"))?;
+        Ok((self.lower_layer(lower.layer)?, &lower.node))
+    }
+}
+
+fn root_parts<T: UpperTree>(stack: &LayerStack<T>) -> Result<NewInode<T>> {
+    let mut lowers = Vec::with_capacity(stack.lowers.len());
+    let mut origin: Option<ObjectId> = None;
+    for (index, layer) in stack.lowers.iter().enumerate() {
+        let node = layer.tree.root();
+        origin.get_or_insert(layer.tree.id(&node));
+        let opaque = plyfs_format::xattr_name(layer.dialect, plyfs_format::MarkKind::Opaque);
+        let value = match opaque {
+            Some(name) => layer.tree.get_xattr(&node, name).attempt("read marks of a layer's root")?,
+            None => None,
+        };
+        let xwhiteouts = value.is_some_and(|v| plyfs_format::Opaque::parse(&v) == plyfs_format::Opaque::XWhiteouts);
+        let layer = LowerIndex(u32::try_from(index).map_err(|_| Error::Invalid("too many layers"))?);
+        lowers.push(LowerObject { layer, node, xwhiteouts });
+    }
+    let upper = stack.upper.as_ref().map(|layer| {
+        let node = layer.tree.root();
+        let id = layer.tree.id(&node);
+        (node, id)
+    });
+    let origin = origin.or(upper.as_ref().map(|(_, id)| *id)).ok_or(Error::Invalid("a union needs at least one layer"))?;
+    Ok(NewInode { kind: Kind::Dir, origin, lowers, upper, redirect: None, links: None })
+}

@@ -1,0 +1,79 @@
+//! Extended attributes as users see them: marks are hidden and cannot be written, users' own attributes under the same prefix are escaped.
+
+use plyfs_format::{XattrClass, classify_xattr, escape_xattr};
+use plyfs_sys::Errno;
+use plyfs_sys::at::XattrMode;
+
+use crate::backend::UpperTree;
+use crate::copy_up::Content;
+use crate::error::{Attempt, Error, Result};
+use crate::ino::Ino;
+use crate::union::Union;
+
+/// The longest name of an attribute (`XATTR_NAME_MAX`).
+const NAME_MAX: usize = 255;
+
+impl<T: UpperTree> Union<T> {
+    /// The name on disk of an attribute that a user names.
+    fn on_disk(&self, dialect: plyfs_format::Dialect, name: &[u8]) -> Result<Vec<u8>> {
+        let escaped = escape_xattr(dialect, name);
+        if escaped.len() > NAME_MAX {
+            return Err(Error::Unsupported("an attribute name that is too long to be escaped"));
+        }
+        Ok(escaped)
+    }
+
+    /// Value of an attribute.
+    ///
+    /// Errors: ENODATA; the layers' errors.
+    pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
+        let inode = self.inode(ino)?;
+        let (layer, node) = self.top(&inode)?;
+        let name = self.on_disk(layer.dialect, name)?;
+        layer.tree.get_xattr(node, &name).attempt("getxattr")?.ok_or(Error::NoAttribute)
+    }
+
+    /// Names of the attributes that a user may see.
+    ///
+    /// Errors: the layers' errors.
+    pub fn listxattr(&self, ino: Ino) -> Result<Vec<Vec<u8>>> {
+        let inode = self.inode(ino)?;
+        let (layer, node) = self.top(&inode)?;
+        let names = layer.tree.list_xattr(node).attempt("listxattr")?;
+        let shown = names.into_iter().filter_map(|name| match classify_xattr(layer.dialect, &name) {
+            XattrClass::Private(_) => None,
+            XattrClass::Escaped(shown) => Some(shown),
+            XattrClass::Plain => Some(name),
+        });
+        Ok(shown.collect())
+    }
+
+    /// Writes an attribute; copies the object up first.
+    ///
+    /// Errors: EROFS; EEXIST and ENODATA by `mode`; the upper's errors.
+    pub fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], mode: XattrMode) -> Result<()> {
+        let inode = self.inode(ino)?;
+        let name = self.on_disk(self.upper()?.dialect, name)?;
+        self.copy_up(&inode, Content::Whole)?;
+        self.upper()?.tree.set_xattr(self.upper_node(&inode)?, &name, value, mode).attempt("setxattr")
+    }
+
+    /// Removes an attribute; copies the object up first, if it has the attribute.
+    ///
+    /// Errors: EROFS; ENODATA; the upper's errors.
+    pub fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
+        let inode = self.inode(ino)?;
+        self.upper()?;
+        let (layer, node) = self.top(&inode)?;
+        let there = self.on_disk(layer.dialect, name)?;
+        if layer.tree.get_xattr(node, &there).attempt("getxattr")?.is_none() {
+            return Err(Error::NoAttribute);
+        }
+        let name = self.on_disk(self.upper()?.dialect, name)?;
+        self.copy_up(&inode, Content::Whole)?;
+        match self.upper()?.tree.remove_xattr(self.upper_node(&inode)?, &name) {
+            Err(Errno::NODATA) => Err(Error::NoAttribute),
+            other => other.attempt("removexattr"),
+        }
+    }
+}
