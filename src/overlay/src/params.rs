@@ -389,20 +389,7 @@ impl Builder {
             return Err(ParamError::Repeated("lowerdir"));
         }
         self.listed = true;
-        let parts = split_at(value, b':');
-        for (index, part) in parts.iter().enumerate() {
-            if part.is_empty() {
-                let why = if parts.len() == 1 {
-                    "it is empty; name at least one directory"
-                } else if index == 0 || index + 1 == parts.len() {
-                    "a colon stands at an end; colons stand between directories, and one in a name is written \\:"
-                } else {
-                    "'::' marks data-only layers, which this version does not support; separate layers by one colon"
-                };
-                return Err(ParamError::Contradiction { option: "lowerdir", why });
-            }
-            self.add_lower("lowerdir", part)?;
-        }
+        self.params.lowers = path_list("lowerdir", value)?;
         Ok(())
     }
 
@@ -414,16 +401,7 @@ impl Builder {
         if value.is_empty() {
             return Err(ParamError::Missing("lowerdir+".to_owned()));
         }
-        self.add_lower("lowerdir+", value)
-    }
-
-    fn add_lower(&mut self, option: &'static str, value: &[u8]) -> Result<(), ParamError> {
-        let path = path_of(value);
-        if self.params.lowers.contains(&path) {
-            return Err(ParamError::SamePath { option, path });
-        }
-        self.params.lowers.push(path);
-        Ok(())
+        add_path("lowerdir+", &mut self.params.lowers, value)
     }
 
     fn path(&mut self, name: &'static str, value: &[u8], place: fn(&mut Self) -> &mut Option<PathBuf>) -> Result<(), ParamError> {
@@ -484,6 +462,41 @@ impl Builder {
         }
         Ok(params)
     }
+}
+
+/// Reads a list of directories, topmost first, as `lowerdir` has it: colons between them, a backslash before a colon that is part of a name.
+///
+/// Errors: [`ParamError`] with `option` as the name, for an empty list, an empty part and a directory named twice.
+pub fn parse_paths(option: &'static str, list: &OsStr) -> Result<Vec<PathBuf>, ParamError> {
+    path_list(option, list.as_bytes())
+}
+
+fn path_list(option: &'static str, value: &[u8]) -> Result<Vec<PathBuf>, ParamError> {
+    let parts = split_at(value, b':');
+    let mut paths = Vec::with_capacity(parts.len());
+    for (index, part) in parts.iter().enumerate() {
+        if part.is_empty() {
+            let why = if parts.len() == 1 {
+                "it is empty; name at least one directory"
+            } else if index == 0 || index + 1 == parts.len() {
+                "a colon stands at an end; colons stand between directories, and one in a name is written \\:"
+            } else {
+                "'::' marks data-only layers, which this version does not support; separate layers by one colon"
+            };
+            return Err(ParamError::Contradiction { option, why });
+        }
+        add_path(option, &mut paths, part)?;
+    }
+    Ok(paths)
+}
+
+fn add_path(option: &'static str, paths: &mut Vec<PathBuf>, value: &[u8]) -> Result<(), ParamError> {
+    let path = path_of(value);
+    if paths.contains(&path) {
+        return Err(ParamError::SamePath { option, path });
+    }
+    paths.push(path);
+    Ok(())
 }
 
 /// The options of a list: separated by commas that no backslash precedes and that are not in the quotes of a security context.
