@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use plyfs_format::{Change, ChangeKind, XattrClass, classify_xattr};
+use plyfs_format::{Change, ChangeKind, shown_xattr};
 use plyfs_sys::stat::{Kind, Stat, Time};
 
 use crate::backend::{Tree, UpperTree};
@@ -240,11 +240,9 @@ impl<T: UpperTree> Union<T> {
         let mut shown = BTreeMap::new();
         for name in seen.layer.tree.list_xattr(&seen.node).attempt("list xattrs")? {
             let Some(value) = seen.layer.tree.get_xattr(&seen.node, &name).attempt("read an xattr")? else { continue };
-            match classify_xattr(seen.layer.dialect, &name) {
-                XattrClass::Private(_) => None,
-                XattrClass::Escaped(user) => shown.insert(user, value),
-                XattrClass::Plain => shown.insert(name, value),
-            };
+            if let Some(name) = shown_xattr(seen.layer.dialect, &name) {
+                shown.insert(name, value);
+            }
         }
         Ok(shown)
     }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use plyfs_format::{MarkKind, Origin, XattrClass, classify_xattr};
+use plyfs_format::{MarkKind, Origin, translate_xattr};
 use plyfs_sys::Errno;
 use plyfs_sys::at::SetTime;
 use plyfs_sys::at::XattrMode;
@@ -15,6 +15,7 @@ use plyfs_sys::stat::{Kind, Stat};
 use crate::backend::{Place, Rename, UpperTree};
 use crate::error::{Attempt, Error, Result};
 use crate::inode::Inode;
+use crate::layer::Layer;
 use crate::name::Name;
 use crate::union::{Event, Union};
 
@@ -36,6 +37,14 @@ struct Staged<T: UpperTree> {
     stat: Stat,
     origin: Option<Origin>,
     content: Content,
+}
+
+/// How a commit ended.
+enum Committed<T: UpperTree> {
+    /// Published; the file, if it is one, open for reading and writing.
+    Done(Option<T::File>),
+    /// The name is not this inode's any more: what was staged is as good under its new name.
+    Moved(Box<Staged<T>>),
 }
 
 impl<T: UpperTree> Union<T> {
@@ -68,9 +77,8 @@ impl<T: UpperTree> Union<T> {
             };
             drop(copying);
             match outcome {
-                Ok(file) => return Ok(file),
-                // Renamed or removed in the meantime: what was staged is as good under the new name.
-                Err(ready) => staged = Some(ready),
+                Committed::Done(file) => return Ok(file),
+                Committed::Moved(ready) => staged = Some(*ready),
             }
         }
     }
@@ -136,23 +144,21 @@ impl<T: UpperTree> Union<T> {
     /// Data, owner, xattrs, origin mark, mode, times, fsync: in this order, so that no step undoes an earlier one.
     fn fill(&self, inode: &Inode<T>, staged: &mut Staged<T>) -> Result<()> {
         let lower = inode.lowers.first().ok_or(Error::Stale("nothing to copy up"))?;
-        let from = &self.lower_layer(lower.layer)?.tree;
+        let Layer { tree: from, dialect } = self.lower_layer(lower.layer)?;
         let upper = self.upper()?;
         if let Some(file) = &staged.file
             && staged.content == Content::Whole
         {
-            staged.stat = self.copy_content(from, &lower.node, file, staged.stat.clone())?;
+            staged.stat = self.copy_content(from, &lower.node, file, staged.stat)?;
         }
         let stat = &staged.stat;
         let to = &upper.tree;
         to.set_owner(&staged.node, Some(stat.uid), Some(stat.gid)).attempt("chown the copy")?;
         for name in from.list_xattr(&lower.node).attempt("list lower xattrs")? {
             // The lower layer's own marks say nothing about the upper.
-            if matches!(classify_xattr(self.lower_layer(lower.layer)?.dialect, &name), XattrClass::Private(_)) {
-                continue;
-            }
+            let Some(name_above) = translate_xattr(*dialect, upper.dialect, &name) else { continue };
             let Some(value) = from.get_xattr(&lower.node, &name).attempt("read a lower xattr")? else { continue };
-            match to.set_xattr(&staged.node, &name, &value, XattrMode::Any) {
+            match to.set_xattr(&staged.node, &name_above, &value, XattrMode::Any) {
                 // As the kernel does: what the upper's filesystem does not know is left behind, but never rights.
                 Err(Errno::OPNOTSUPP) if !(name.starts_with(b"security.") || name.starts_with(b"system.posix_acl_")) => {
                     tracing::debug!(name = %name.escape_ascii(), "the upper filesystem does not take this xattr");
@@ -201,17 +207,10 @@ impl<T: UpperTree> Union<T> {
         Err(Error::Layer { op: "copy up: the lower file changes all the time", errno: Errno::IO })
     }
 
-    /// Moves what was staged to its name. `Ok(Err(staged))`: the name is not this inode's any more.
-    #[allow(clippy::type_complexity)] // Result of the step, then whether it was made: naming it would hide that.
-    fn commit(
-        &self,
-        inode: &Arc<Inode<T>>,
-        parent: &Arc<Inode<T>>,
-        name: &Name,
-        staged: Staged<T>,
-    ) -> Result<std::result::Result<Option<T::File>, Staged<T>>> {
+    /// Moves what was staged to its name.
+    fn commit(&self, inode: &Arc<Inode<T>>, parent: &Arc<Inode<T>>, name: &Name, staged: Staged<T>) -> Result<Committed<T>> {
         let _dir = parent.as_dir()?.state.write();
-        let (true, Some(dir)) = (inode.is_named(parent, name), parent.upper.get()) else { return Ok(Err(staged)) };
+        let (true, Some(dir)) = (inode.is_named(parent, name), parent.upper.get()) else { return Ok(Committed::Moved(Box::new(staged))) };
         let tree = &self.upper()?.tree;
         let result = self.keeping_mtime(dir, || {
             self.mark_impure(dir, staged.origin.is_some())?;
@@ -219,7 +218,9 @@ impl<T: UpperTree> Union<T> {
             if let Some(index) = self.index_place(inode, &staged.stat)? {
                 return self.commit_indexed(inode, &staged, &index, Some(at));
             }
-            self.place_staged(&staged, at)
+            self.place_staged(&staged, at)?;
+            inode.count_links(&staged.stat, 1);
+            Ok(())
         });
         if let Err(error) = result {
             self.discard(Some(staged))?;
@@ -229,21 +230,24 @@ impl<T: UpperTree> Union<T> {
         inode.publish_upper(staged.node, id);
         self.tell(Event::Attributes(inode.ino));
         self.tell(Event::Attributes(parent.ino));
-        Ok(Ok(staged.file))
+        Ok(Committed::Done(staged.file))
     }
 
     /// Publishes a copy of what has no name any more; it goes with the inode.
-    #[allow(clippy::type_complexity)]
-    fn commit_nameless(&self, inode: &Arc<Inode<T>>, staged: Staged<T>) -> Result<std::result::Result<Option<T::File>, Staged<T>>> {
+    fn commit_nameless(&self, inode: &Arc<Inode<T>>, staged: Staged<T>) -> Result<Committed<T>> {
         if inode.a_name().is_some() {
-            return Ok(Err(staged));
+            return Ok(Committed::Moved(Box::new(staged)));
         }
         let tree = &self.upper()?.tree;
         let placed = match self.index_place(inode, &staged.stat)? {
             Some(index) => self.commit_indexed(inode, &staged, &index, None),
             None => match &staged.temp {
-                None => Ok(()),
+                None => {
+                    inode.count_links(&staged.stat, 0);
+                    Ok(())
+                }
                 Some(temp) => {
+                    inode.count_links(&staged.stat, 0);
                     let work = tree.work();
                     let at = Place { dir: &work, name: temp };
                     let removed =
@@ -259,7 +263,7 @@ impl<T: UpperTree> Union<T> {
         let id = tree.id(&staged.node);
         inode.publish_upper(staged.node, id);
         self.tell(Event::Attributes(inode.ino));
-        Ok(Ok(staged.file))
+        Ok(Committed::Done(staged.file))
     }
 
     fn place_staged(&self, staged: &Staged<T>, at: Place<'_, T::Node>) -> Result<()> {
@@ -276,14 +280,13 @@ impl<T: UpperTree> Union<T> {
     /// A hard-linked lower file goes to the index first, then gets its name: from the first step on all its names show the copy.
     fn commit_indexed(&self, inode: &Inode<T>, staged: &Staged<T>, index: &(T::Node, Name), at: Option<Place<'_, T::Node>>) -> Result<()> {
         let tree = &self.upper()?.tree;
-        let links = i64::from(staged.stat.nlink) + inode.nlink_delta.load(Ordering::Relaxed);
-        self.write_nlink(&staged.node, 'L', links - i64::from(staged.stat.nlink))?;
+        self.write_nlink(&staged.node, 'L', inode.nlink_delta.load(Ordering::Relaxed))?;
         self.place_staged(staged, Place { dir: &index.0, name: &index.1 })?;
         inode.indexed.store(true, Ordering::Relaxed);
-        inode.nlink_delta.store(links - 1, Ordering::Relaxed);
+        inode.count_links(&staged.stat, 1);
         if let Some(at) = at {
             tree.link(&staged.node, at).attempt("link a copy-up from the index")?;
-            inode.nlink_delta.store(links - 2, Ordering::Relaxed);
+            inode.nlink_delta.fetch_sub(1, Ordering::Relaxed);
         }
         self.write_nlink(&staged.node, 'U', inode.nlink_delta.load(Ordering::Relaxed))
     }

@@ -13,7 +13,7 @@ use plyfs_sys::stat::{Kind, Stat};
 
 use crate::acl::{self, Inherited};
 use crate::attr::Attr;
-use crate::backend::{Place, Rename, UpperTree};
+use crate::backend::{Place, Rename, Tree, UpperTree};
 use crate::copy_up::Content;
 use crate::error::{Attempt, Error, Result};
 use crate::file::{HandleId, OpenFlags};
@@ -67,6 +67,9 @@ struct Blueprint {
     over_whiteout: bool,
 }
 
+/// A new inode, and its file if it is one.
+type Made<T> = (Arc<Inode<T>>, Option<<T as Tree>::File>);
+
 impl<T: UpperTree> Union<T> {
     /// Makes an object (mknod, mkdir, symlink) and counts one look-up of it.
     ///
@@ -80,6 +83,7 @@ impl<T: UpperTree> Union<T> {
     /// Creates a regular file, or opens the one that is there unless `exclusive` (O_EXCL); counts one look-up.
     ///
     /// Errors: as [`Union::make`] and [`Union::open`].
+    #[allow(clippy::too_many_arguments)] // They are those of open(2) with O_CREAT, and who calls it where.
     pub fn create(
         &self,
         caller: &Caller,
@@ -119,15 +123,7 @@ impl<T: UpperTree> Union<T> {
         Ok(attr)
     }
 
-    fn make_in(
-        &self,
-        caller: &Caller,
-        parent: &Arc<Inode<T>>,
-        name: &Name,
-        node: NewNode,
-        mode: u32,
-        umask: u32,
-    ) -> Result<(Arc<Inode<T>>, Option<T::File>)> {
+    fn make_in(&self, caller: &Caller, parent: &Arc<Inode<T>>, name: &Name, node: NewNode, mode: u32, umask: u32) -> Result<Made<T>> {
         if let NewNode::Char(rdev) = node
             && plyfs_format::is_whiteout_device(true, rdev)
         {
@@ -318,7 +314,7 @@ impl<T: UpperTree> Union<T> {
     }
 
     /// A name of a lower hard link is hidden: the union shows one link less, and no object's own count tells.
-    fn lower_alias_gone(&self, inode: &Inode<T>) -> Result<()> {
+    pub(crate) fn lower_alias_gone(&self, inode: &Inode<T>) -> Result<()> {
         let delta = inode.nlink_delta.fetch_sub(1, Ordering::Relaxed) - 1;
         match inode.upper.get() {
             Some(node) if inode.indexed.load(Ordering::Relaxed) => self.write_nlink(node, 'U', delta),
@@ -327,7 +323,7 @@ impl<T: UpperTree> Union<T> {
     }
 
     /// Removes the index entry of an object that the union shows under no name any more.
-    fn drop_index_if_unused(&self, inode: &Inode<T>) -> Result<()> {
+    pub(crate) fn drop_index_if_unused(&self, inode: &Inode<T>) -> Result<()> {
         if !inode.indexed.load(Ordering::Relaxed) {
             return Ok(());
         }

@@ -49,6 +49,11 @@ impl<T: Tree> Default for Handles<T> {
     }
 }
 
+/// The file that a handle means now; whether it is on the upper layer.
+type Current<T> = (Arc<Inode<T>>, Arc<<T as Tree>::File>, bool);
+/// An inode and its file, on the upper layer.
+type Writable<T> = (Arc<Inode<T>>, Arc<<T as Tree>::File>);
+
 impl<T: UpperTree> Handles<T> {
     fn insert(&self, handle: Handle<T>) -> HandleId {
         let id = HandleId(self.next.fetch_add(1, Ordering::Relaxed));
@@ -86,7 +91,7 @@ impl<T: UpperTree> Handles<T> {
     }
 
     /// The file to use now, and its inode.
-    fn current(&self, union: &Union<T>, id: HandleId) -> Result<(Arc<Inode<T>>, Arc<T::File>, bool)> {
+    fn current(&self, union: &Union<T>, id: HandleId) -> Result<Current<T>> {
         let handle = self.get(id)?;
         let Handle::File { inode, file, on_upper, .. } = &*handle else { return Err(Error::BadHandle) };
         if !on_upper.load(Ordering::Acquire)
@@ -171,7 +176,7 @@ impl<T: UpperTree> Union<T> {
         Ok(&self.lower_layer(lower.layer)?.tree)
     }
 
-    fn for_writing(&self, handle: HandleId) -> Result<(Arc<Inode<T>>, Arc<T::File>)> {
+    fn for_writing(&self, handle: HandleId) -> Result<Writable<T>> {
         if !self.handles.writable(handle)? {
             return Err(Error::BadHandle);
         }

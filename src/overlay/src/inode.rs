@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use plyfs_format::Redirect;
-use plyfs_sys::stat::Kind;
+use plyfs_sys::stat::{Kind, Stat};
 
 use crate::backend::{ObjectId, Tree};
 use crate::ino::{Ino, InoMap, RESERVED};
@@ -116,6 +116,13 @@ impl<T: Tree> Inode<T> {
             }
         }
         drop(gone);
+    }
+
+    /// The object that serves stat becomes one with `real` links, in place of the lower object: what the union shows stays the same.
+    pub(crate) fn count_links(&self, lower: &Stat, real: i64) {
+        if self.kind != Kind::Dir {
+            self.nlink_delta.fetch_add(i64::from(lower.nlink) - real, Ordering::Relaxed);
+        }
     }
 
     fn take_parents(&mut self) -> Vec<Arc<Inode<T>>> {

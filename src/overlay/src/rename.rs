@@ -253,9 +253,12 @@ impl<T: UpperTree> Union<T> {
         }
         if let Some(replaced) = replaced {
             replaced.remove_name(to.dir, to.name);
-            if held == Target::Free && replaced.kind != Kind::Dir {
-                // Only lower names of it were here: a link of a lower hard link is hidden by what replaces it.
-                replaced.nlink_delta.fetch_sub(1, Ordering::Relaxed);
+            if replaced.kind != Kind::Dir {
+                if held == Target::Free {
+                    // A lower name of it is hidden by what replaces it.
+                    self.lower_alias_gone(replaced)?;
+                }
+                self.drop_index_if_unused(replaced)?;
             }
         }
         self.moved(from, to, source);

@@ -47,7 +47,7 @@ pub(crate) enum Resolved<T: Tree> {
     /// Nothing; `whiteout` says that the upper directory holds a whiteout under the name.
     Absent { whiteout: bool },
     /// An object.
-    Found(Found<T>),
+    Found(Box<Found<T>>),
 }
 
 /// An object as it was found under one name.
@@ -62,7 +62,7 @@ pub(crate) struct Found<T: Tree> {
 impl<T: Tree> Resolved<T> {
     pub(crate) fn found(self) -> Result<Found<T>> {
         match self {
-            Self::Found(found) => Ok(found),
+            Self::Found(found) => Ok(*found),
             Self::Absent { .. } => Err(Error::NotFound),
         }
     }
@@ -129,11 +129,9 @@ impl<T: UpperTree> Union<T> {
     pub(crate) fn lookup_lowers(&self, dirs: &[LowerObject<T>], name: &Name, want_dir: bool) -> Result<LowerFound<T>> {
         let mut found = LowerFound { objects: Vec::new(), stat: None };
         let mut name = name.clone();
+        // What an absolute redirect finds below, in place of the remaining directories.
         let mut rest: Vec<LowerObject<T>> = Vec::new();
-        let mut dirs = dirs.iter();
-        loop {
-            // `rest` replaces the given directories once an absolute redirect was met.
-            let Some(dir) = dirs.next() else { break };
+        for dir in dirs {
             let layer = self.lower_layer(dir.layer)?;
             let Some((node, stat)) = layer.tree.lookup(&dir.node, &name).attempt("look up in a lower layer")? else { continue };
             if self.is_whiteout(layer, &node, &stat, dir.xwhiteouts)? {
@@ -206,7 +204,7 @@ impl<T: UpperTree> Union<T> {
             if is_whiteout_device(stat.kind == Kind::Char, stat.rdev) {
                 return Ok(Resolved::Absent { whiteout: true });
             }
-            return self.upper_found(layer, lowers, name, node, stat).map(Resolved::Found);
+            return self.upper_found(layer, lowers, name, node, stat).map(|found| Resolved::Found(Box::new(found)));
         }
         let lower = self.lookup_lowers(lowers, name, false)?;
         let (Some(stat), Some(top)) = (lower.stat, lower.objects.first()) else { return Ok(Resolved::Absent { whiteout: false }) };
@@ -214,10 +212,10 @@ impl<T: UpperTree> Union<T> {
         if let Some((node, upper_stat, links)) = self.indexed(top, &stat)? {
             let upper = Some((node, ObjectId::of(&upper_stat)));
             let new = NewInode { kind: stat.kind, origin, lowers: lower.objects, upper, redirect: None, links: Some(links) };
-            return Ok(Resolved::Found(Found { new, stat: upper_stat, upper_here: false }));
+            return Ok(Resolved::Found(Box::new(Found { new, stat: upper_stat, upper_here: false })));
         }
         let new = NewInode { kind: stat.kind, origin, lowers: lower.objects, upper: None, redirect: None, links: None };
-        Ok(Resolved::Found(Found { new, stat, upper_here: false }))
+        Ok(Resolved::Found(Box::new(Found { new, stat, upper_here: false })))
     }
 
     /// Where the index keeps the copy of a hard-linked lower object: its name is the object's file handle, as the kernel has it. None where there is

@@ -1,6 +1,6 @@
 //! Extended attributes as users see them: marks are hidden and cannot be written, users' own attributes under the same prefix are escaped.
 
-use plyfs_format::{XattrClass, classify_xattr, escape_xattr};
+use plyfs_format::{escape_xattr, shown_xattr};
 use plyfs_sys::Errno;
 use plyfs_sys::at::XattrMode;
 
@@ -40,12 +40,7 @@ impl<T: UpperTree> Union<T> {
         let inode = self.inode(ino)?;
         let (layer, node) = self.top(&inode)?;
         let names = layer.tree.list_xattr(node).attempt("listxattr")?;
-        let shown = names.into_iter().filter_map(|name| match classify_xattr(layer.dialect, &name) {
-            XattrClass::Private(_) => None,
-            XattrClass::Escaped(shown) => Some(shown),
-            XattrClass::Plain => Some(name),
-        });
-        Ok(shown.collect())
+        Ok(names.iter().filter_map(|name| shown_xattr(layer.dialect, name)).collect())
     }
 
     /// Writes an attribute; copies the object up first.

@@ -105,7 +105,20 @@ impl DirNode {
 
 impl DirTree {
     /// An fd of a directory that is good for `*at` calls (O_PATH); from the cache, or opened by name downwards from the nearest ancestor that has one.
+    ///
+    /// Errors: ESTALE if a directory on the way is not where this tree put it; never ENOENT, which callers would take for "the name is not there".
     fn dir_fd(&self, node: &DirNode) -> Result<Arc<OwnedFd>> {
+        // A rename of a directory on the way may fall between its parent's fd and its own open; then the walk starts over.
+        const ATTEMPTS: usize = 64;
+        for _ in 0..ATTEMPTS {
+            if let Some(fd) = self.try_dir_fd(node)? {
+                return Ok(fd);
+            }
+        }
+        Err(Errno::STALE)
+    }
+
+    fn try_dir_fd(&self, node: &DirNode) -> Result<Option<Arc<OwnedFd>>> {
         let mut missing = Vec::new();
         let mut at = node.clone();
         let mut fd = loop {
@@ -116,18 +129,23 @@ impl DirTree {
                 Placed::Pinned(fd) => break fd.clone(),
                 Placed::Named { dir, .. } => dir.clone(),
             };
-            missing.push(at);
+            missing.push((at, parent.clone()));
             at = parent;
         };
-        while let Some(node) = missing.pop() {
+        while let Some((node, parent)) = missing.pop() {
+            // Held over the open, so that no rename of ours moves the name away from under it.
             fd = match &*node.0.place.read() {
                 Placed::Pinned(fd) => fd.clone(),
-                // The parent is what the walk upwards found: a rename in between has changed `name` with it, and then the identity check fails.
-                Placed::Named { name, .. } => Arc::new(open_checked(&node, At::Name(fd.as_fd(), name))?),
+                Placed::Named { dir, .. } if !Arc::ptr_eq(&dir.0, &parent.0) => return Ok(None),
+                Placed::Named { name, .. } => match open_checked(&node, At::Name(fd.as_fd(), name)) {
+                    Ok(opened) => Arc::new(opened),
+                    Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Err(Errno::STALE),
+                    Err(errno) => return Err(errno),
+                },
             };
             self.fds.put(&node, &fd);
         }
-        Ok(fd)
+        Ok(Some(fd))
     }
 
     /// Runs `call` on the object, by its fd if it is pinned or a directory with an open fd, else by name.
