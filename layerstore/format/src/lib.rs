@@ -17,6 +17,7 @@
 pub mod change;
 pub mod dialect;
 pub mod mark;
+pub mod nlink;
 pub mod origin;
 pub mod redirect;
 pub mod whiteout;
@@ -26,6 +27,7 @@ pub use dialect::Dialect;
 pub use mark::{
     MarkKind, Opaque, XattrClass, classify_xattr, escape_xattr, legacy_names, read_names, shown_xattr, translate_xattr, xattr_name,
 };
+pub use nlink::Nlink;
 pub use origin::{Origin, OriginError};
 pub use redirect::{Redirect, RedirectError};
 pub use whiteout::{AUFS_OPAQUE, AufsName, AufsNameError, WHITEOUT_RDEV, aufs_whiteout_name, classify_aufs_name, is_whiteout_device};

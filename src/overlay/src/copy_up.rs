@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use plyfs_format::{MarkKind, Origin, translate_xattr};
+use plyfs_format::{MarkKind, Nlink, Origin, translate_xattr};
 use plyfs_sys::Errno;
 use plyfs_sys::at::SetTime;
 use plyfs_sys::at::XattrMode;
@@ -280,7 +280,7 @@ impl<T: UpperTree> Union<T> {
     /// A hard-linked lower file goes to the index first, then gets its name: from the first step on all its names show the copy.
     fn commit_indexed(&self, inode: &Inode<T>, staged: &Staged<T>, index: &(T::Node, Name), at: Option<Place<'_, T::Node>>) -> Result<()> {
         let tree = &self.upper()?.tree;
-        self.write_nlink(&staged.node, 'L', inode.nlink_delta.load(Ordering::Relaxed))?;
+        self.write_nlink(&staged.node, Nlink::Lower(inode.nlink_delta.load(Ordering::Relaxed)))?;
         self.place_staged(staged, Place { dir: &index.0, name: &index.1 })?;
         inode.indexed.store(true, Ordering::Relaxed);
         inode.count_links(&staged.stat, 1);
@@ -288,14 +288,14 @@ impl<T: UpperTree> Union<T> {
             tree.link(&staged.node, at).attempt("link a copy-up from the index")?;
             inode.nlink_delta.fetch_sub(1, Ordering::Relaxed);
         }
-        self.write_nlink(&staged.node, 'U', inode.nlink_delta.load(Ordering::Relaxed))
+        self.write_nlink(&staged.node, Nlink::Upper(inode.nlink_delta.load(Ordering::Relaxed)))
     }
 
-    /// The nlink mark: how many links the union shows, relative to the upper object's (`U`) or the lower object's (`L`) own count.
-    pub(crate) fn write_nlink(&self, node: &T::Node, base: char, delta: i64) -> Result<()> {
+    /// Writes how many links the union shows.
+    pub(crate) fn write_nlink(&self, node: &T::Node, mark: Nlink) -> Result<()> {
         let layer = self.upper()?;
         let Some(name) = plyfs_format::xattr_name(layer.dialect, MarkKind::Nlink) else { return Ok(()) };
-        layer.tree.set_xattr(node, name, format!("{base}{delta:+}").as_bytes(), XattrMode::Any).attempt("write the nlink mark")
+        layer.tree.set_xattr(node, name, &mark.encode(), XattrMode::Any).attempt("write the nlink mark")
     }
 
     /// Where the index keeps the upper object of a hard-linked lower one; none for other objects.

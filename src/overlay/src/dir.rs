@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use plyfs_format::MarkKind;
+use plyfs_format::{MarkKind, Nlink};
 use plyfs_sys::Errno;
 use plyfs_sys::at::XattrMode;
 use plyfs_sys::stat::{Kind, Stat};
@@ -317,7 +317,7 @@ impl<T: UpperTree> Union<T> {
     pub(crate) fn lower_alias_gone(&self, inode: &Inode<T>) -> Result<()> {
         let delta = inode.nlink_delta.fetch_sub(1, Ordering::Relaxed) - 1;
         match inode.upper.get() {
-            Some(node) if inode.indexed.load(Ordering::Relaxed) => self.write_nlink(node, 'U', delta),
+            Some(node) if inode.indexed.load(Ordering::Relaxed) => self.write_nlink(node, Nlink::Upper(delta)),
             _ => Ok(()),
         }
     }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use plyfs_format::{MarkKind, Redirect};
+use plyfs_format::{MarkKind, Nlink, Redirect};
 use plyfs_sys::Errno;
 use plyfs_sys::at::XattrMode;
 use plyfs_sys::stat::Kind;
@@ -188,7 +188,7 @@ impl<T: UpperTree> Union<T> {
             self.upper()?.tree.link(node, Place { dir, name: at.name }).attempt("link a name up")?;
             tracing::debug!(nlink = stat.nlink, "a further name of a hard link goes up");
             let delta = inode.nlink_delta.fetch_sub(1, Ordering::Relaxed) - 1;
-            if inode.indexed.load(Ordering::Relaxed) { self.write_nlink(node, 'U', delta) } else { Ok(()) }
+            if inode.indexed.load(Ordering::Relaxed) { self.write_nlink(node, Nlink::Upper(delta)) } else { Ok(()) }
         })
     }
 

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use plyfs_format::{MarkKind, Opaque, Origin, Redirect, XattrClass, classify_xattr, is_whiteout_device};
+use plyfs_format::{MarkKind, Nlink, Opaque, Origin, Redirect, XattrClass, classify_xattr, is_whiteout_device};
 use plyfs_sys::stat::{Kind, Stat};
 
 use crate::backend::{Handle, ObjectId, Tree, UpperTree};
@@ -23,7 +23,7 @@ pub(crate) struct Marks {
     pub(crate) xwhiteouts: bool,
     pub(crate) redirect: Option<Redirect>,
     pub(crate) origin: Option<Origin>,
-    pub(crate) nlink: Option<(char, i64)>,
+    pub(crate) nlink: Option<Nlink>,
     pub(crate) impure: bool,
     pub(crate) metacopy: bool,
 }
@@ -33,13 +33,6 @@ pub(crate) struct Marks {
 pub(crate) struct Links {
     /// To be added to the upper object's own count.
     pub(crate) delta: i64,
-}
-
-/// The value of an nlink mark: `U` or `L` and a signed number.
-fn parse_nlink(value: &[u8]) -> Option<(char, i64)> {
-    let text = std::str::from_utf8(value).ok()?;
-    let base = text.chars().next().filter(|base| matches!(base, 'U' | 'L'))?;
-    text.get(1..)?.parse().ok().map(|delta| (base, delta))
 }
 
 /// What a name means.
@@ -102,7 +95,7 @@ impl<T: UpperTree> Union<T> {
                     // A damaged origin only costs the constant inode number; the kernel ignores it, too.
                     marks.origin = value()?.and_then(|v| Origin::parse(&v).inspect_err(|e| tracing::debug!(%e, "origin mark")).ok());
                 }
-                MarkKind::Nlink => marks.nlink = value()?.and_then(|v| parse_nlink(&v)),
+                MarkKind::Nlink => marks.nlink = value()?.and_then(|v| Nlink::parse(&v)),
                 MarkKind::Metacopy => marks.metacopy = true,
                 MarkKind::Impure => marks.impure = true,
                 _ => {}
@@ -240,12 +233,9 @@ impl<T: UpperTree> Union<T> {
         if upper.kind != stat.kind {
             return Err(Error::Damaged(format!("index entry {name} is of another kind than its origin")));
         }
-        let delta = match self.marks(layer, &node)?.nlink {
-            Some(('L', delta)) => i64::from(stat.nlink) + delta - i64::from(upper.nlink),
-            Some((_, delta)) => delta,
-            // Without its mark: the index itself is a link that does not show.
-            None => -1,
-        };
+        // Without its mark: the index itself is a link that does not show.
+        let mark = self.marks(layer, &node)?.nlink.unwrap_or(Nlink::Upper(-1));
+        let delta = mark.shown(upper.nlink, stat.nlink) - i64::from(upper.nlink);
         Ok(Some((node, upper, Links { delta })))
     }
 
@@ -257,9 +247,9 @@ impl<T: UpperTree> Union<T> {
         let id = layer.tree.id(&node);
         let lowers = if stat.kind == Kind::Dir { self.lowers_of_upper_dir(lowers, name, &marks)? } else { Vec::new() };
         let marked = marks.origin.as_ref().map(|mark| self.verify_origin(mark, stat.kind)).transpose()?.flatten();
-        let links = marks.nlink.map(|(base, delta)| match (base, &marked) {
-            ('L', Some((_, lower_nlink))) => Links { delta: i64::from(*lower_nlink) + delta - i64::from(stat.nlink) },
-            _ => Links { delta },
+        let links = marks.nlink.map(|mark| {
+            let lower_nlink = marked.as_ref().map_or(stat.nlink, |(_, nlink)| *nlink);
+            Links { delta: mark.shown(stat.nlink, lower_nlink) - i64::from(stat.nlink) }
         });
         let marked = marked.map(|(origin, _)| origin);
         let top = match lowers.first() {
