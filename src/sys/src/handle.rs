@@ -101,7 +101,7 @@ struct FsUuid {
 const GET_FS_UUID: rustix::ioctl::Opcode = rustix::ioctl::opcode::read::<FsUuid>(0x15, 0);
 
 /// Asks for the UUID of the filesystem that holds the directory `dir`, which may be `O_PATH`. `None` where the filesystem has none,
-/// has the nil one (as images made without do, which tells nothing apart), or the kernel (before 6.10) does not tell.
+/// has the nil one (as images made without do, which tells nothing apart), or the kernel (before 6.10) does not tell. btrfs has its fsid.
 ///
 /// # Errors
 ///
@@ -112,7 +112,35 @@ pub fn fs_uuid(dir: BorrowedFd<'_>) -> Result<Option<[u8; 16]>> {
     let answer = unsafe { ioctl(&dir, Getter::<GET_FS_UUID, FsUuid>::new()) };
     match answer {
         Ok(answer) => Ok((answer.len == 16 && answer.uuid != [0; 16]).then_some(answer.uuid)),
-        Err(Errno::NOTTY | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(None),
+        Err(Errno::NOTTY | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => btrfs_fsid(dir.as_fd()),
+        Err(error) => Err(error),
+    }
+}
+
+/// `struct btrfs_ioctl_fs_info_args`, of which only the third field matters here.
+#[repr(C)]
+struct BtrfsInfo {
+    max_id: u64,
+    num_devices: u64,
+    fsid: [u8; 16],
+    rest: [u8; 992],
+}
+
+/// `BTRFS_IOC_FS_INFO`: `_IOR(0x94, 31, struct btrfs_ioctl_fs_info_args)`.
+const BTRFS_FS_INFO: rustix::ioctl::Opcode = rustix::ioctl::opcode::read::<BtrfsInfo>(0x94, 31);
+
+/// The fsid of a btrfs, which does not answer `FS_IOC_GETFSUUID`; it is the UUID that the kernel has for the filesystem.
+fn btrfs_fsid(dir: BorrowedFd<'_>) -> Result<Option<[u8; 16]>> {
+    const BTRFS_SUPER_MAGIC: i64 = 0x9123_683e;
+    if crate::statfs::statfs(dir)?.fs_type != BTRFS_SUPER_MAGIC {
+        return Ok(None);
+    }
+    // SAFETY: the opcode is a getter that writes one `struct btrfs_ioctl_fs_info_args` of 1024 bytes, as `BtrfsInfo` is laid out; it was just
+    // seen that the filesystem is a btrfs, so that the number means this call.
+    let info = unsafe { ioctl(dir, Getter::<BTRFS_FS_INFO, BtrfsInfo>::new()) };
+    match info {
+        Ok(info) => Ok(Some(info.fsid)),
+        Err(Errno::NOTTY | Errno::OPNOTSUPP) => Ok(None),
         Err(error) => Err(error),
     }
 }
