@@ -1,0 +1,802 @@
+//! `Adapter`: one method a request, each the same shape: decode, span, call the union, reply.
+//!
+//! No method knows how anything is done; what is decided here is where it is done (on the request loop, or on the [`Pool`] if it may take long)
+//! and what the kernel may believe of the answer. A panic in the union is caught, counted and logged; its caller gets EIO.
+//!
+//! # Why nothing that is cached gets stale
+//!
+//! With timeouts of a day nothing may change that the kernel does not itself see change, or is not told of. The names are those of `fs/fuse`:
+//!
+//! | what changes | who forgets it |
+//! | --- | --- |
+//! | a name made: create, mkdir, mknod, symlink, link | the reply replaces the (negative) dentry; `fuse_dir_changed(dir)` drops the directory's attributes and, by the directory's iversion, its cached entries |
+//! | a name removed: unlink, rmdir | `fuse_entry_unlinked` drops the dentry and counts nlink down, for the object's other names too; `fuse_dir_changed(dir)` |
+//! | rename | `fuse_rename_common`: `fuse_dir_changed` of both, ctime of the moved, `fuse_entry_unlinked` of the replaced; an exchange: ctime of both |
+//! | nlink and ctime by link | the reply carries the object's attributes |
+//! | attributes by setattr | the reply carries them; a smaller size drops pages; ACLs are dropped (`forget_all_cached_acls`) |
+//! | size and times by write, fallocate, copy_file_range, `O_TRUNC` | the kernel updates the size and invalidates the times (`FUSE_STATX_MODSIZE`) and the pages that it did not write itself |
+//! | mode by write of somebody who may not keep setuid | the union's [`Event::Attributes`](plyfs_overlay::Event): the kernel invalidates times only |
+//! | mode by an ACL, ctime by setxattr | `fuse_set_acl` drops ACLs and attributes, `fuse_setxattr` the ctime |
+//! | atime by read, readlink, readdir that reached the union | `fuse_invalidate_atime`: the next stat asks, once |
+//! | ctime, blocks and, of a hard link, nlink by a copy-up; ctime of the parents it copied up | the union's `Event::Attributes`; data, names, numbers, mode, owner and the other times are the same after it as before |
+//! | a page of a file | nobody writes but through the kernel, which writes to the same pages: there is one node id for all names and before and after a copy-up |
+//! | the target of a symbolic link | never, for one node id |
+//!
+//! An answer that was on its way while `Event::Attributes` was told is thrown away by the kernel (`attr_version`). An error is never cached, and
+//! "not there" only as the union says it. With `lower=live` none of this holds for the lower layers; see [`ServeOptions::live`].
+
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags,
+    KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use plyfs_overlay::backend::UpperTree;
+use plyfs_overlay::{Attr, HandleId, Ino, Name, NewNode, Seek, SetAttr, Union};
+use plyfs_sys::stat::Kind;
+use tracing::Span;
+
+use crate::convert;
+use crate::counters::{Counters, Op};
+use crate::pool::Pool;
+use crate::session::ServeOptions;
+
+/// What a node id means does not change while the kernel knows it: the union does not give a number to two objects at once.
+const GENERATION: Generation = Generation(0);
+
+/// The longest request for data. 1 MiB is what the kernel takes at most unless an administrator raised `fs.fuse.max_pages_limit`.
+const MAX_WRITE: u32 = 1 << 20;
+
+/// Requests that nobody waits for (readahead, RELEASE) which the kernel has under way at once.
+const MAX_BACKGROUND: u16 = 64;
+
+type Answer<R> = Result<R, Errno>;
+
+/// What a request needs on whatever thread it is served.
+struct Core<T: UpperTree> {
+    union: Arc<Union<T>>,
+    counters: Arc<Counters>,
+}
+
+/// The filesystem that fuser calls.
+pub(crate) struct Adapter<T: UpperTree> {
+    core: Arc<Core<T>>,
+    pool: Pool,
+    options: ServeOptions,
+}
+
+thread_local! {
+    /// For the data of READ, one a request loop; grows to what the kernel asks for, 1 MiB at most.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+impl<T: UpperTree> Core<T> {
+    /// Calls the union for one request.
+    fn call<R>(&self, span: &Span, work: impl FnOnce(&Union<T>) -> plyfs_overlay::Result<R>) -> Answer<R> {
+        let _entered = span.enter();
+        match catch_unwind(AssertUnwindSafe(|| work(&self.union))) {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "answered with an error");
+                Err(convert::errno(error.errno()))
+            }
+            Err(panic) => {
+                self.counters.count_panic();
+                let message = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+                tracing::error!(message = message.unwrap_or("(no text)"), "a request panicked; answered with EIO");
+                Err(Errno::EIO)
+            }
+        }
+    }
+}
+
+impl<T: UpperTree> Adapter<T> {
+    pub(crate) fn new(union: Arc<Union<T>>, options: ServeOptions, counters: Arc<Counters>, pool: Pool) -> Adapter<T> {
+        Adapter { core: Arc::new(Core { union, counters }), pool, options }
+    }
+
+    /// Counts a request and makes its span.
+    fn begin(&self, op: Op, request: &Request, ino: INodeNo, name: Option<&OsStr>) -> Span {
+        self.core.counters.count(op);
+        let span = tracing::debug_span!("request", op = op.name(), ino = ino.0, name = tracing::field::Empty, pid = request.pid());
+        if let Some(name) = name.filter(|_| !span.is_disabled()) {
+            span.record("name", tracing::field::display(name.as_bytes().escape_ascii()));
+        }
+        span
+    }
+
+    /// Serves a request on this thread.
+    fn inline<R>(&self, span: &Span, work: impl FnOnce(&Union<T>) -> plyfs_overlay::Result<R>) -> Answer<R> {
+        self.core.call(span, work)
+    }
+
+    /// Serves a request on this thread that cannot fail, save by a panic.
+    fn told(&self, span: &Span, work: impl FnOnce(&Union<T>)) -> Answer<()> {
+        self.core.call(span, |union| {
+            work(union);
+            Ok(())
+        })
+    }
+
+    /// Serves a request here, or in the pool if it may take long.
+    fn serve<R>(
+        &self,
+        span: Span,
+        long: bool,
+        work: impl FnOnce(&Union<T>) -> plyfs_overlay::Result<R> + Send + 'static,
+        answer: impl FnOnce(Answer<R>) + Send + 'static,
+    ) {
+        if long {
+            let core = self.core.clone();
+            self.pool.submit(move || answer(core.call(&span, work)));
+        } else {
+            answer(self.inline(&span, work));
+        }
+    }
+
+    /// Whether a change of one of these may copy something up. If not even that can be found out, the pool finds out.
+    fn may_copy_up(&self, span: &Span, inodes: &[INodeNo]) -> bool {
+        self.inline(span, |union| Ok(inodes.iter().any(|&inode| union.may_copy_up(ino(inode))))).unwrap_or(true)
+    }
+
+    /// Whether what a name means may have to be copied up. A look and nothing more: the answer may be old when it is used.
+    fn name_may_copy_up(&self, span: &Span, parent: INodeNo, name: &OsStr) -> bool {
+        let look = |union: &Union<T>| {
+            let Some(attr) = union.lookup(ino(parent), &decode(name)?)? else { return Ok(false) };
+            let long = union.may_copy_up(attr.node);
+            union.forget(attr.node, 1);
+            Ok(long)
+        };
+        // An error is for the operation itself to meet and to tell.
+        self.inline(span, look).unwrap_or(false)
+    }
+
+    fn answer_entry(&self) -> impl FnOnce(ReplyEntry, Answer<Attr>) + Send + 'static {
+        let ServeOptions { attr_timeout, entry_timeout, .. } = self.options;
+        move |reply, answer| match answer {
+            Ok(attr) => reply.entry_with_ttls(&attr_timeout, &entry_timeout, &convert::entry(&attr), GENERATION),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn answer_attr(&self) -> impl FnOnce(ReplyAttr, Answer<Attr>) + Send + 'static {
+        let ServeOptions { attr_timeout, .. } = self.options;
+        move |reply, answer| match answer {
+            Ok(attr) => reply.attr(&attr_timeout, &convert::attributes(&attr)),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    /// For replies with one timeout for both.
+    fn shorter_timeout(&self) -> Duration {
+        self.options.entry_timeout.min(self.options.attr_timeout)
+    }
+
+    /// NOFLUSH: a close has nothing to write that was not written, so the kernel need not ask. KEEP_CACHE: see the module's table.
+    fn open_flags(&self) -> FopenFlags {
+        let mut flags = FopenFlags::FOPEN_NOFLUSH;
+        flags.set(FopenFlags::FOPEN_KEEP_CACHE, self.options.keep_cache);
+        flags
+    }
+
+    /// What mknod, mkdir and symlink share.
+    #[allow(clippy::too_many_arguments)] // fuser's own list
+    fn make(
+        &self,
+        op: Op,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        node: Option<NewNode>,
+        mode: u32,
+        umask: u32,
+        reply: ReplyEntry,
+    ) {
+        let span = self.begin(op, request, parent, Some(name));
+        let (caller, name) = (convert::caller(request), decode(name));
+        let long = self.may_copy_up(&span, &[parent]);
+        let answer = self.answer_entry();
+        self.serve(
+            span,
+            long,
+            move |union| {
+                let node = node.ok_or(plyfs_overlay::Error::Invalid("the type of a new node"))?;
+                union.make(&caller, ino(parent), &name?, node, mode & 0o7777, umask)
+            },
+            |result| answer(reply, result),
+        );
+    }
+
+    /// A request that is not served: counted, so that it shows.
+    fn refuse(&self, op: Op, request: &Request, inode: INodeNo) {
+        let span = self.begin(op, request, inode, None);
+        let _entered = span.enter();
+        tracing::trace!("refused");
+    }
+}
+
+fn ino(node: INodeNo) -> Ino {
+    Ino(node.0)
+}
+
+fn handle(handle: FileHandle) -> HandleId {
+    HandleId(handle.0)
+}
+
+fn decode(name: &OsStr) -> plyfs_overlay::Result<Name> {
+    Name::new(name.as_bytes())
+}
+
+fn answer_empty(reply: ReplyEmpty, answer: Answer<()>) {
+    match answer {
+        Ok(()) => reply.ok(),
+        Err(errno) => reply.error(errno),
+    }
+}
+
+/// The protocol of getxattr(2) and listxattr(2): size 0 asks how long the answer is; an answer that does not fit is ERANGE.
+fn answer_xattr(reply: ReplyXattr, size: u32, answer: Answer<Vec<u8>>) {
+    match answer {
+        Ok(data) if size == 0 => match u32::try_from(data.len()) {
+            Ok(length) => reply.size(length),
+            Err(_) => reply.error(Errno::E2BIG),
+        },
+        Ok(data) if data.len() > size as usize => reply.error(Errno::ERANGE),
+        Ok(data) => reply.data(&data),
+        Err(errno) => reply.error(errno),
+    }
+}
+
+/// The bytes of an answer, as the protocol counts them; the kernel never asks for more than it can count.
+fn count(bytes: usize) -> u32 {
+    u32::try_from(bytes).unwrap_or(u32::MAX)
+}
+
+impl<T: UpperTree> Filesystem for Adapter<T> {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        let offered = config.capabilities();
+        let mut wanted = InitFlags::FUSE_ASYNC_READ
+            | InitFlags::FUSE_BIG_WRITES
+            | InitFlags::FUSE_MAX_PAGES
+            // Look-ups and readdirs in one directory at once: the union's locks are its own.
+            | InitFlags::FUSE_PARALLEL_DIROPS
+            | InitFlags::FUSE_ASYNC_DIO
+            // Attributes with the entries when a directory is first read, and again only where they are asked for.
+            | InitFlags::FUSE_DO_READDIRPLUS
+            | InitFlags::FUSE_READDIRPLUS_AUTO
+            // Else open(O_TRUNC) comes as an open, which copies all data up, and a truncation.
+            | InitFlags::FUSE_ATOMIC_O_TRUNC
+            // The union applies the umask, because a default ACL overrules it.
+            | InitFlags::FUSE_DONT_MASK
+            | InitFlags::FUSE_POSIX_ACL
+            // Else each write(2) asks for security.capability first.
+            | InitFlags::FUSE_HANDLE_KILLPRIV_V2;
+        wanted.set(InitFlags::FUSE_CACHE_SYMLINKS, self.options.cache_symlinks);
+        // On a mount that all changes go through, a changed mtime is our own doing and the pages are right.
+        wanted.set(InitFlags::FUSE_AUTO_INVAL_DATA, self.options.auto_inval_data);
+        // Not asked for, on purpose: WRITEBACK_CACHE (the kernel would own size and mtime), POSIX_LOCKS and FLOCK_LOCKS (the kernel's own are
+        // right), EXPORT_SUPPORT (a node id that was forgotten cannot be found again), SETXATTR_EXT and ALLOW_IDMAP (fuser 0.18 cannot),
+        // CREATE_SUPP_GROUP and SECURITY_CTX (fuser does not parse what they append), PASSTHROUGH (not yet).
+        if let Err(refused) = config.add_capabilities(wanted & offered) {
+            tracing::warn!(?refused, "the kernel takes back what it offered");
+        }
+        if let Err(nearest) = config.set_max_write(MAX_WRITE) {
+            tracing::warn!(nearest, "the length of a write is refused");
+        }
+        if let Err(nearest) = config.set_max_background(MAX_BACKGROUND) {
+            tracing::warn!(nearest, "the number of background requests is refused");
+        }
+        tracing::debug!(abi = %config.kernel_abi(), ?offered, missing = ?(wanted & !offered), "the kernel's offer");
+        Ok(())
+    }
+
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let span = self.begin(Op::Lookup, request, parent, Some(name));
+        match self.inline(&span, |union| union.lookup(ino(parent), &decode(name)?)) {
+            Ok(Some(attr)) => (self.answer_entry())(reply, Ok(attr)),
+            // Node id 0 is "not there" that may be believed for a while; an ENOENT may not.
+            Ok(None) => {
+                let ServeOptions { negative_timeout, .. } = self.options;
+                reply.entry_with_ttls(&Duration::ZERO, &negative_timeout, &convert::bare(0, Kind::File), GENERATION);
+            }
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    // A batch comes as its single parts: fuser 0.18 does not export the type that `batch_forget` takes.
+    fn forget(&self, request: &Request, inode: INodeNo, lookups: u64) {
+        let span = self.begin(Op::Forget, request, inode, None);
+        // Nobody waits for an answer; a panic is counted and logged inside.
+        if self.told(&span, |union| union.forget(ino(inode), lookups)).is_err() {
+            tracing::warn!(ino = inode.0, "an inode was not forgotten");
+        }
+    }
+
+    fn getattr(&self, request: &Request, inode: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+        let span = self.begin(Op::GetAttr, request, inode, None);
+        (self.answer_attr())(reply, self.inline(&span, |union| union.getattr(ino(inode))));
+    }
+
+    fn setattr(
+        &self,
+        request: &Request,
+        inode: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let span = self.begin(Op::SetAttr, request, inode, None);
+        let (caller, fh) = (convert::caller(request), fh.map(handle));
+        let set = SetAttr { mode, uid, gid, size, atime: convert::set_time(atime), mtime: convert::set_time(mtime) };
+        let long = self.may_copy_up(&span, &[inode]);
+        let answer = self.answer_attr();
+        self.serve(span, long, move |union| union.setattr(&caller, ino(inode), fh, &set), |result| answer(reply, result));
+    }
+
+    fn readlink(&self, request: &Request, inode: INodeNo, reply: ReplyData) {
+        let span = self.begin(Op::ReadLink, request, inode, None);
+        match self.inline(&span, |union| union.readlink(ino(inode))) {
+            Ok(target) => reply.data(&target),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn mknod(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, rdev: u32, reply: ReplyEntry) {
+        self.make(Op::MkNod, request, parent, name, convert::new_node(mode, rdev), mode, umask, reply);
+    }
+
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        self.make(Op::MkDir, request, parent, name, Some(NewNode::Dir), mode, umask, reply);
+    }
+
+    fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let node = NewNode::Symlink(target.as_os_str().as_bytes().to_vec());
+        self.make(Op::SymLink, request, parent, name, Some(node), 0o777, 0, reply);
+    }
+
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let span = self.begin(Op::Unlink, request, parent, Some(name));
+        let name = decode(name);
+        let long = self.may_copy_up(&span, &[parent]);
+        self.serve(span, long, move |union| union.unlink(ino(parent), &name?), |result| answer_empty(reply, result));
+    }
+
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let span = self.begin(Op::RmDir, request, parent, Some(name));
+        let name = decode(name);
+        let long = self.may_copy_up(&span, &[parent]);
+        self.serve(span, long, move |union| union.rmdir(ino(parent), &name?), |result| answer_empty(reply, result));
+    }
+
+    fn rename(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let span = self.begin(Op::Rename, request, parent, Some(name));
+        let mode = convert::rename_mode(flags);
+        // What is moved is copied up with its data, and only its name is known here.
+        let long = self.may_copy_up(&span, &[parent, new_parent])
+            || self.name_may_copy_up(&span, parent, name)
+            || (flags.contains(RenameFlags::RENAME_EXCHANGE) && self.name_may_copy_up(&span, new_parent, new_name));
+        let (name, new_name) = (decode(name), decode(new_name));
+        self.serve(
+            span,
+            long,
+            move |union| {
+                let mode = mode.ok_or(plyfs_overlay::Error::Invalid("flags of a rename"))?;
+                union.rename(ino(parent), &name?, ino(new_parent), &new_name?, mode)
+            },
+            |result| answer_empty(reply, result),
+        );
+    }
+
+    fn link(&self, request: &Request, inode: INodeNo, new_parent: INodeNo, new_name: &OsStr, reply: ReplyEntry) {
+        let span = self.begin(Op::Link, request, inode, Some(new_name));
+        let new_name = decode(new_name);
+        let long = self.may_copy_up(&span, &[inode, new_parent]);
+        let answer = self.answer_entry();
+        self.serve(span, long, move |union| union.link(ino(inode), ino(new_parent), &new_name?), |result| answer(reply, result));
+    }
+
+    fn open(&self, request: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let span = self.begin(Op::Open, request, inode, None);
+        let (caller, flags, reply_flags) = (convert::caller(request), convert::open_flags(flags.0), self.open_flags());
+        let long = (flags.write || flags.truncate) && self.may_copy_up(&span, &[inode]);
+        self.serve(
+            span,
+            long,
+            move |union| union.open(&caller, ino(inode), flags),
+            move |result| match result {
+                Ok(handle) => reply.opened(FileHandle(handle.0), reply_flags),
+                Err(errno) => reply.error(errno),
+            },
+        );
+    }
+
+    fn create(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, flags: i32, reply: ReplyCreate) {
+        let span = self.begin(Op::Create, request, parent, Some(name));
+        let (caller, name, reply_flags, timeout) = (convert::caller(request), decode(name), self.open_flags(), self.shorter_timeout());
+        let (exclusive, flags) = (convert::exclusive(flags), convert::open_flags(flags));
+        let long = self.may_copy_up(&span, &[parent]);
+        self.serve(
+            span,
+            long,
+            move |union| union.create(&caller, ino(parent), &name?, mode & 0o7777, umask, exclusive, flags),
+            move |result| match result {
+                Ok((attr, handle)) => reply.created(&timeout, &convert::entry(&attr), GENERATION, FileHandle(handle.0), reply_flags),
+                Err(errno) => reply.error(errno),
+            },
+        );
+    }
+
+    fn read(
+        &self,
+        request: &Request,
+        inode: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let span = self.begin(Op::Read, request, inode, None);
+        BUFFER.with_borrow_mut(|buffer| {
+            let size = size as usize;
+            if buffer.len() < size {
+                buffer.resize(size, 0);
+            }
+            let result = self.inline(&span, |union| union.read(handle(fh), offset, buffer.get_mut(..size).unwrap_or_default()));
+            match result {
+                Ok(length) => reply.data(buffer.get(..length).unwrap_or_default()),
+                Err(errno) => reply.error(errno),
+            }
+        });
+    }
+
+    fn write(
+        &self,
+        request: &Request,
+        inode: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let span = self.begin(Op::Write, request, inode, None);
+        let caller = convert::caller(request);
+        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        match self.inline(&span, |union| union.write(&caller, handle(fh), offset, data, kill)) {
+            Ok(written) => reply.written(count(written)),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn flush(&self, request: &Request, inode: INodeNo, _fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+        // Only kernels before 5.16, which do not know NOFLUSH, get here; told this once, they ask no more.
+        self.refuse(Op::Flush, request, inode);
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn release(
+        &self,
+        request: &Request,
+        inode: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        let span = self.begin(Op::Release, request, inode, None);
+        answer_empty(reply, self.told(&span, |union| union.release(handle(fh))));
+    }
+
+    fn fsync(&self, request: &Request, inode: INodeNo, fh: FileHandle, data_only: bool, reply: ReplyEmpty) {
+        let span = self.begin(Op::FSync, request, inode, None);
+        self.serve(span, true, move |union| union.fsync(handle(fh), data_only), |result| answer_empty(reply, result));
+    }
+
+    fn opendir(&self, request: &Request, inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let span = self.begin(Op::OpenDir, request, inode, None);
+        let mut flags = FopenFlags::empty();
+        // CACHE_DIR fills the cache, KEEP_CACHE leaves it to the next opening.
+        flags.set(FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE, self.options.cache_dir);
+        match self.inline(&span, |union| union.opendir(ino(inode))) {
+            Ok(handle) => reply.opened(FileHandle(handle.0), flags),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn readdir(&self, request: &Request, inode: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let span = self.begin(Op::ReadDir, request, inode, None);
+        let result = self.inline(&span, |union| {
+            union.readdir(handle(fh), offset, &mut |entry| {
+                let full = reply.add(INodeNo(entry.ino.0), entry.cookie, convert::file_type(entry.kind), OsStr::from_bytes(entry.name));
+                !full
+            })
+        });
+        match result {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn readdirplus(&self, request: &Request, inode: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        let span = self.begin(Op::ReadDirPlus, request, inode, None);
+        let timeout = self.shorter_timeout();
+        let result = self.inline(&span, |union| {
+            union.readdir(handle(fh), offset, &mut |entry| {
+                let name = OsStr::from_bytes(entry.name);
+                let mut add = |attr: &fuser::FileAttr| !reply.add(attr.ino, entry.cookie, name, &timeout, attr, GENERATION);
+                if entry.name == b"." || entry.name == b".." {
+                    // The kernel takes d_ino and the type of these and counts nothing.
+                    return add(&convert::bare(entry.ino.0, entry.kind));
+                }
+                match Name::new(entry.name).and_then(|name| union.lookup_entry(handle(fh), &name)) {
+                    Ok(Some(attr)) => {
+                        let added = add(&convert::entry(&attr));
+                        if !added {
+                            // The kernel does not hear of it, so it will not forget it.
+                            union.forget(attr.node, 1);
+                        }
+                        added
+                    }
+                    // Removed since the directory was read; fuser has no number for an entry without attributes, and without one it is of no use.
+                    Ok(None) => true,
+                    // The listing does not fail for one object that cannot be looked at: its name shows, and whoever asks for more gets the error.
+                    Err(error) => {
+                        tracing::debug!(%error, name = %entry.name.escape_ascii(), "an entry without attributes");
+                        add(&convert::bare(0, entry.kind))
+                    }
+                }
+            })
+        });
+        match result {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn releasedir(&self, request: &Request, inode: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        let span = self.begin(Op::ReleaseDir, request, inode, None);
+        answer_empty(reply, self.told(&span, |union| union.release(handle(fh))));
+    }
+
+    fn fsyncdir(&self, request: &Request, inode: INodeNo, fh: FileHandle, _data_only: bool, reply: ReplyEmpty) {
+        let span = self.begin(Op::FSyncDir, request, inode, None);
+        self.serve(span, true, move |union| union.fsyncdir(handle(fh)), |result| answer_empty(reply, result));
+    }
+
+    fn statfs(&self, request: &Request, inode: INodeNo, reply: ReplyStatfs) {
+        let span = self.begin(Op::StatFs, request, inode, None);
+        match self.inline(&span, Union::statfs) {
+            Ok(s) => {
+                let word = |value| u32::try_from(value).unwrap_or(u32::MAX);
+                reply.statfs(s.blocks, s.bfree, s.bavail, s.files, s.ffree, word(s.bsize), word(s.namelen), word(s.frsize));
+            }
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn setxattr(&self, request: &Request, inode: INodeNo, name: &OsStr, value: &[u8], flags: i32, _position: u32, reply: ReplyEmpty) {
+        let span = self.begin(Op::SetXattr, request, inode, Some(name));
+        let (name, value, mode) = (name.as_bytes().to_vec(), value.to_vec(), convert::xattr_mode(flags));
+        let long = self.may_copy_up(&span, &[inode]);
+        self.serve(
+            span,
+            long,
+            move |union| {
+                let mode = mode.ok_or(plyfs_overlay::Error::Invalid("flags of setxattr"))?;
+                union.setxattr(ino(inode), &name, &value, mode)
+            },
+            |result| answer_empty(reply, result),
+        );
+    }
+
+    fn getxattr(&self, request: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let span = self.begin(Op::GetXattr, request, inode, Some(name));
+        answer_xattr(reply, size, self.inline(&span, |union| union.getxattr(ino(inode), name.as_bytes())));
+    }
+
+    fn listxattr(&self, request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
+        let span = self.begin(Op::ListXattr, request, inode, None);
+        answer_xattr(reply, size, self.inline(&span, |union| Ok(convert::name_list(&union.listxattr(ino(inode))?))));
+    }
+
+    fn removexattr(&self, request: &Request, inode: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let span = self.begin(Op::RemoveXattr, request, inode, Some(name));
+        let name = name.as_bytes().to_vec();
+        let long = self.may_copy_up(&span, &[inode]);
+        self.serve(span, long, move |union| union.removexattr(ino(inode), &name), |result| answer_empty(reply, result));
+    }
+
+    fn access(&self, request: &Request, inode: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+        // default_permissions answers in the kernel.
+        self.refuse(Op::Access, request, inode);
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn getlk(
+        &self,
+        request: &Request,
+        inode: INodeNo,
+        _fh: FileHandle,
+        _lock_owner: LockOwner,
+        _start: u64,
+        _end: u64,
+        _typ: i32,
+        _pid: u32,
+        reply: ReplyLock,
+    ) {
+        // Locks are the kernel's own; see `init`.
+        self.refuse(Op::Lock, request, inode);
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn setlk(
+        &self,
+        request: &Request,
+        inode: INodeNo,
+        _fh: FileHandle,
+        _lock_owner: LockOwner,
+        _start: u64,
+        _end: u64,
+        _typ: i32,
+        _pid: u32,
+        _sleep: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.refuse(Op::Lock, request, inode);
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn bmap(&self, request: &Request, inode: INodeNo, _blocksize: u32, _idx: u64, reply: ReplyBmap) {
+        self.refuse(Op::BMap, request, inode);
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn ioctl(
+        &self,
+        request: &Request,
+        inode: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        self.refuse(Op::IoCtl, request, inode);
+        reply.error(Errno::ENOTTY);
+    }
+
+    fn poll(
+        &self,
+        request: &Request,
+        inode: INodeNo,
+        _fh: FileHandle,
+        _notifier: PollNotifier,
+        _events: PollEvents,
+        _flags: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        // Told this once, the kernel answers for regular files itself: always ready.
+        self.refuse(Op::Poll, request, inode);
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn fallocate(&self, request: &Request, inode: INodeNo, fh: FileHandle, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {
+        let span = self.begin(Op::FAllocate, request, inode, None);
+        let caller = convert::caller(request);
+        self.serve(
+            span,
+            true,
+            move |union| union.fallocate(&caller, handle(fh), mode, offset, length),
+            |result| answer_empty(reply, result),
+        );
+    }
+
+    fn lseek(&self, request: &Request, inode: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        const SEEK_DATA: i32 = 3;
+        const SEEK_HOLE: i32 = 4;
+        let span = self.begin(Op::LSeek, request, inode, None);
+        let result = self.inline(&span, |union| {
+            let what = match whence {
+                SEEK_DATA => Seek::Data,
+                SEEK_HOLE => Seek::Hole,
+                _ => return Err(plyfs_overlay::Error::Invalid("lseek for neither data nor a hole")),
+            };
+            let offset = u64::try_from(offset).map_err(|_| plyfs_overlay::Error::Invalid("lseek to before the file"))?;
+            union.lseek(handle(fh), offset, what)
+        });
+        match result.and_then(|offset| i64::try_from(offset).map_err(|_| Errno::EOVERFLOW)) {
+            Ok(offset) => reply.offset(offset),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn copy_file_range(
+        &self,
+        request: &Request,
+        ino_in: INodeNo,
+        fh_in: FileHandle,
+        offset_in: u64,
+        _ino_out: INodeNo,
+        fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        let span = self.begin(Op::CopyFileRange, request, ino_in, None);
+        let caller = convert::caller(request);
+        // The reply counts in 32 bits.
+        let len = len.min(u64::from(u32::MAX));
+        self.serve(
+            span,
+            true,
+            move |union| union.copy_file_range(&caller, handle(fh_in), offset_in, handle(fh_out), offset_out, len),
+            |result| match result {
+                Ok(copied) => reply.written(count(copied)),
+                Err(errno) => reply.error(errno),
+            },
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use plyfs_overlay::{Behaviour, Error, Layer, LayerStack, MemFs, MemTree};
+
+    use super::*;
+
+    fn core() -> Core<MemTree> {
+        let fs = MemFs::new(7);
+        let stack = LayerStack { upper: None, lowers: Box::new([Layer::trusted(fs.tree())]) };
+        Core { union: Arc::new(Union::new(stack, Behaviour::default()).unwrap()), counters: Arc::new(Counters::default()) }
+    }
+
+    #[test]
+    fn a_panic_is_eio_and_counted() {
+        let core = core();
+        let answer: Answer<()> = core.call(&Span::none(), |_| panic!("on purpose"));
+        assert_eq!(answer.map_err(Errno::code), Err(Errno::EIO.code()));
+        assert_eq!(core.counters.panics(), 1);
+        assert!(core.call(&Span::none(), |union| union.getattr(Ino::ROOT)).is_ok());
+        assert_eq!(core.counters.panics(), 1);
+    }
+
+    #[test]
+    fn an_error_of_the_union_is_its_errno() {
+        let answer: Answer<()> = core().call(&Span::none(), |_| Err(Error::NotEmpty));
+        assert_eq!(answer.map_err(Errno::code), Err(Errno::ENOTEMPTY.code()));
+    }
+}
