@@ -65,6 +65,8 @@ struct Blueprint {
     acl: Inherited,
     /// The upper holds a whiteout under the name.
     over_whiteout: bool,
+    /// One system call at the final place makes the object complete, so that nothing needs to be staged.
+    in_place: bool,
 }
 
 /// A new inode, and its file if it is one.
@@ -174,24 +176,37 @@ impl<T: UpperTree> Union<T> {
                 mode |= SETGID;
             }
         }
-        Ok(Blueprint { node, mode, uid: caller.uid, gid, acl, over_whiteout })
+        let own = self.behaviour.own_ids == Some((caller.uid, caller.gid));
+        let in_place = own && !over_whiteout && above.mode & SETGID == 0 && acl.xattrs().next().is_none();
+        Ok(Blueprint { node, mode, uid: caller.uid, gid, acl, over_whiteout, in_place })
     }
 
-    /// Stages and moves into place; the caller holds DIR(parent) exclusively and has seen that the name is free.
+    /// One system call: an object with this mode, owned by whom this process makes things as.
+    fn make_bare(&self, at: Place<'_, T::Node>, plan: &Blueprint, mode: u32, dir_mode: u32) -> Result<(T::Node, Option<T::File>)> {
+        let tree = &self.upper()?.tree;
+        match &plan.node {
+            NewNode::File => tree.create(at, mode).map(|(node, file)| (node, Some(file))),
+            NewNode::Dir => tree.mkdir(at, dir_mode).map(|node| (node, None)),
+            NewNode::Symlink(target) => tree.symlink(at, target).map(|node| (node, None)),
+            NewNode::Fifo | NewNode::Socket => tree.mknod(at, plan.node.kind(), mode, 0).map(|node| (node, None)),
+            NewNode::Char(rdev) | NewNode::Block(rdev) => tree.mknod(at, plan.node.kind(), mode, *rdev).map(|node| (node, None)),
+        }
+        .attempt("make a new object")
+    }
+
+    /// Makes the object where it belongs, or stages it and moves it there; the caller holds DIR(parent) exclusively and has seen that the name is free.
     fn make_at(&self, parent: &Inode<T>, name: &Name, plan: &Blueprint) -> Result<(T::Node, Option<T::File>, Stat)> {
-        let layer = self.upper()?;
-        let tree = &layer.tree;
+        let tree = &self.upper()?.tree;
+        if plan.in_place {
+            let at = Place { dir: self.upper_node(parent)?, name };
+            let (node, file) = self.make_bare(at, plan, plan.mode, plan.mode)?;
+            let stat = tree.stat(&node).attempt("stat the new object")?;
+            return Ok((node, file, stat));
+        }
         let work = tree.work();
         let temp = self.temp_name()?;
         let staging = Place { dir: &work, name: &temp };
-        let (node, file) = match &plan.node {
-            NewNode::File => tree.create(staging, 0o600).map(|(node, file)| (node, Some(file))),
-            NewNode::Dir => tree.mkdir(staging, 0o700).map(|node| (node, None)),
-            NewNode::Symlink(target) => tree.symlink(staging, target).map(|node| (node, None)),
-            NewNode::Fifo | NewNode::Socket => tree.mknod(staging, plan.node.kind(), 0o600, 0).map(|node| (node, None)),
-            NewNode::Char(rdev) | NewNode::Block(rdev) => tree.mknod(staging, plan.node.kind(), 0o600, *rdev).map(|node| (node, None)),
-        }
-        .attempt("stage a new object")?;
+        let (node, file) = self.make_bare(staging, plan, 0o600, 0o700)?;
         let made = self.dress(&node, plan).and_then(|()| {
             let to = Place { dir: self.upper_node(parent)?, name };
             let how = match (plan.over_whiteout, &plan.node) {

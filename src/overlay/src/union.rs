@@ -23,6 +23,9 @@ pub struct Behaviour {
     pub volatile: bool,
     /// Others may change the lower layers while they are mounted (`lower=live`).
     pub live_lowers: bool,
+    /// The uid and gid that new objects of the upper tree have by themselves, if the process's umask is 0: for a caller with these ids an object is
+    /// complete once it is made.
+    pub own_ids: Option<(u32, u32)>,
 }
 
 /// Who asks: what a created object gets as its owner.
