@@ -272,6 +272,36 @@ pub fn close_on_exec_above_stdio() -> Result<()> {
     check(unsafe { libc::syscall(libc::SYS_close_range, 3 as libc::c_uint, libc::c_uint::MAX, CLOSE_RANGE_CLOEXEC) })
 }
 
+/// A file in memory without a name, at whose start is the offset.
+///
+/// # Errors
+///
+/// `EMFILE`, `ENFILE`, `ENOMEM`.
+pub fn memory_file(name: &CStr) -> Result<OwnedFd> {
+    rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC)
+}
+
+/// The program that this process runs, as a file in memory that nobody can change any more.
+///
+/// # Errors
+///
+/// `ENOENT` without `/proc`, `ENOMEM`, `EMFILE`.
+pub fn own_program_sealed() -> Result<OwnedFd> {
+    use rustix::fs::{MemfdFlags, SealFlags};
+    let errno = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
+    // Where files in memory are not executable by default (vm.memfd_noexec), EXEC says that this one is. Linux before 6.3 has no EXEC.
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let copy = match rustix::fs::memfd_create(c"plyfs", flags | MemfdFlags::EXEC) {
+        Err(Errno::INVAL) => rustix::fs::memfd_create(c"plyfs", flags)?,
+        result => result?,
+    };
+    let mut program = std::fs::File::open("/proc/self/exe").map_err(errno)?;
+    let mut copy = std::fs::File::from(copy);
+    std::io::copy(&mut program, &mut copy).map_err(errno)?;
+    rustix::fs::fcntl_add_seals(&copy, SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE)?;
+    Ok(copy.into())
+}
+
 /// Lets a command to be started inherit these descriptors, under the numbers that they have here. They are closed here with the command.
 pub fn pass(command: &mut Command, fds: Vec<OwnedFd>) {
     let clear = move || {

@@ -102,9 +102,13 @@ pub fn is_ignored(signal: i32) -> bool {
 ///
 /// None that is known.
 pub fn reset(keep: &[i32]) -> Result<()> {
+    // The kernel's own struct sigaction, all of it zero: SIG_DFL, no flags, no restorer, an empty mask. It is at most this long anywhere.
+    let default = [0_u64; 4];
     for signal in (1..=LAST).filter(|signal| !keep.contains(signal)) {
-        // SAFETY: SIG_DFL is no handler. SIGKILL, SIGSTOP and libc's own two are refused with EINVAL, which is right.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // Not through libc, which keeps two signals to itself, while a caller may have left them ignored.
+        // SAFETY: the kernel reads the struct and writes nothing; the last argument is the length of its signal sets. SIGKILL and SIGSTOP
+        // are refused with EINVAL, and are as they should be.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null_mut::<u64>(), size_of::<u64>()) };
     }
     set_mask(libc::SIG_SETMASK, &set_of(Some(&[]))).map(drop)
 }
@@ -241,6 +245,12 @@ impl Caught {
 impl AsFd for Caught {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.read
+    }
+}
+
+impl std::fmt::Debug for Caught {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.before.iter().map(|(signal, _)| signal)).finish()
     }
 }
 
