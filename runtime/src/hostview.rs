@@ -91,7 +91,8 @@ impl Planned {
             Action::FreshProc => Some(MountSpec::Proc { target }),
             Action::ReadOnly(_) => {
                 let source = BindSource::Path(HostPath::from(self.mount.mountpoint.clone()));
-                Some(MountSpec::BindReadOnly { source, target, recursive: false })
+                // Mounts come and go between the plan and its execution.
+                Some(MountSpec::BindReadOnly { source, target, recursive: false, optional: true })
             }
             Action::Empty(_) => Some(MountSpec::Tmpfs { target, options: TmpfsOptions::default() }),
         }

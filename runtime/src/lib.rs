@@ -21,6 +21,8 @@
 //! - Device nodes work in `/dev` only, where they are read-only binds of the host's.
 //! - Nothing but descriptors 0 to 2 reaches the command.
 
+#![forbid(unsafe_code)]
+
 pub mod error;
 pub mod hostview;
 mod init;

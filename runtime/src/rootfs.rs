@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use plyfs_sys::at::{self, At};
-use plyfs_sys::mount::{self, MountAttrFlags as Attr, Propagation, SetAttr, make_target, resolve_in_root, stat_fd};
+use plyfs_sys::mount::{self, MountAttrFlags as Attr, Propagation, SetAttr, kind_of, make_target, resolve_in_root, stat_fd};
 use plyfs_sys::root::open_dir;
 use plyfs_sys::stat::{Kind, makedev};
 use plyfs_sys::{Errno, create, ns, process};
@@ -75,7 +75,7 @@ impl Sources {
                     restrict(mount.as_fd(), Attr::MOUNT_ATTR_NODEV).during(|| format!("bar device nodes in {target}"))?;
                     Some(mount)
                 }
-                MountSpec::BindReadOnly { source, target, recursive } => {
+                MountSpec::BindReadOnly { source, target, recursive, optional } => {
                     let what = || match source {
                         BindSource::Path(path) => format!("bind {path} read-only"),
                         BindSource::Fd(_) => format!("bind read-only at {target}"),
@@ -84,15 +84,25 @@ impl Sources {
                         BindSource::Fd(fd) => mount::open_tree_clone(take(*fd)?.as_fd(), c"", *recursive),
                         BindSource::Path(path) => mount::open_tree_clone_path(path.as_path(), *recursive),
                     };
-                    let mount = mount.during(what)?;
-                    restrict(mount.as_fd(), Attr::MOUNT_ATTR_RDONLY | Attr::MOUNT_ATTR_NODEV).during(what)?;
-                    Some(mount)
+                    match mount {
+                        Err(errno) if *optional && is_gone(errno) => None,
+                        result => {
+                            let mount = result.during(what)?;
+                            restrict(mount.as_fd(), Attr::MOUNT_ATTR_RDONLY | Attr::MOUNT_ATTR_NODEV).during(what)?;
+                            Some(mount)
+                        }
+                    }
                 }
                 _ => None,
             });
         }
         Ok(Sources { root, mounts, console: console() })
     }
+}
+
+/// Whether something is not there, or was left behind by its server.
+fn is_gone(errno: Errno) -> bool {
+    matches!(errno, Errno::NOENT | Errno::NOTDIR | Errno::ACCESS | Errno::NOTCONN | Errno::STALE | Errno::IO | Errno::HOSTDOWN)
 }
 
 /// Sets flags of a detached mount and all below it, and makes them private.
@@ -164,6 +174,7 @@ impl Assembly {
                 (MountSpec::AttachFd { target, .. } | MountSpec::BindReadOnly { target, .. }, Some(mount)) => {
                     self.attach(mount.as_fd(), target)?;
                 }
+                (MountSpec::BindReadOnly { optional: true, .. }, None) => {}
                 (MountSpec::AttachFd { target, .. } | MountSpec::BindReadOnly { target, .. }, None) => {
                     return Err(Error::Spec(format!("the mount for {target} is missing")));
                 }
@@ -198,8 +209,7 @@ impl Assembly {
 
     /// Mounts at a place inside the root, which is made if need be, as a directory or file as the mount's root is one.
     fn attach(&self, mount: BorrowedFd<'_>, target: &InnerPath) -> Result<()> {
-        // A union is asked here for the first time: somebody has to serve it by now.
-        let directory = stat_fd(mount).during(|| format!("look at what is to be mounted at {target}"))?.kind == Kind::Dir;
+        let directory = kind_of(mount).during(|| format!("look at what is to be mounted at {target}"))? == Kind::Dir;
         let place = make_target(self.root.as_fd(), target.as_bytes(), directory).map_err(|errno| Error::Setup {
             what: format!("find or make the mount point {target} inside the root"),
             errno: Os::from(errno),
@@ -361,7 +371,7 @@ fn make_read_only(found: BorrowedFd<'_>, recursive: bool) -> plyfs_sys::Result<(
 /// Hides a file or directory.
 fn mask(found: BorrowedFd<'_>, target: &dyn Display) -> Result<()> {
     let what = || format!("mask {target}");
-    let cover = if stat_fd(found).during(what)?.kind == Kind::Dir {
+    let cover = if kind_of(found).during(what)? == Kind::Dir {
         let limits = mount::TmpfsOptions { size: Some(4096), ..Default::default() };
         let sealed = Attr::MOUNT_ATTR_RDONLY | Attr::MOUNT_ATTR_NOSUID | Attr::MOUNT_ATTR_NODEV | Attr::MOUNT_ATTR_NOEXEC;
         mount::tmpfs(&limits, sealed).during(what)?

@@ -4,6 +4,9 @@
 //! lower socket through a union is refused; through a bind mount, read-only or not, it reaches the server. The launcher masks both:
 //! a command that finds no socket gives up at once and falls back, and nobody relies on how a socket is reached.
 //!
+//! For the same reason, not to mask a socket is not enough to reach it through a union: who wants the host's socket has to bind it
+//! ([`crate::MountSpec::BindReadOnly`]) at its place.
+//!
 //! Abstract sockets (names that begin with a NUL byte) belong to the network namespace, and no mount hides them.
 
 use std::collections::BTreeSet;

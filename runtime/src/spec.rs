@@ -128,6 +128,8 @@ pub enum MountSpec {
         target: InnerPath,
         /// With the mounts below it.
         recursive: bool,
+        /// Fine if the source is gone, or cannot be reached.
+        optional: bool,
     },
     /// Nothing to see: an empty read-only tmpfs over a directory, `/dev/null` over anything else. Fine if there is nothing.
     Mask {

@@ -69,7 +69,12 @@ fn escaped_mount_points_are_bytes() {
     let path = HostPath::from(b"/a b\n\xff".to_vec());
     assert_eq!(
         planned[0].to_mount_spec().unwrap(),
-        MountSpec::BindReadOnly { source: BindSource::Path(path), target: InnerPath::from(b"/a b\n\xff".to_vec()), recursive: false }
+        MountSpec::BindReadOnly {
+            source: BindSource::Path(path),
+            target: InnerPath::from(b"/a b\n\xff".to_vec()),
+            recursive: false,
+            optional: true
+        }
     );
 }
 

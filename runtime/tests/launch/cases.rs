@@ -51,6 +51,7 @@ all![
     masked_paths_are_empty,
     read_only_paths_are_read_only_with_all_below,
     binds_are_read_only,
+    dead_and_vanished_sources_do_not_hold_up_a_launch,
     tmpfs_has_its_limits,
     attached_mounts_are_used_and_end_with_the_command,
     targets_are_made_and_stay_in_the_root,
@@ -155,6 +156,7 @@ fn launch_that_cannot_be_set_up_is_125_and_named() {
         source: BindSource::Path(HostPath::from(source)),
         target: InnerPath::from(target),
         recursive: false,
+        optional: false,
     };
     let mut nowhere = script(":");
     nowhere.cwd = InnerPath::from("/no/such/directory");
@@ -434,7 +436,12 @@ fn binds_are_read_only() {
     fs::write(dir.path().join("f"), "text").unwrap();
     let scratch = Scratch::new();
     let mut spec = scratch.script("cat /in/dir/f /in/file /in/fd; touch /in/dir/x; echo x >> /in/file; echo x >> /in/fd");
-    let bind = |source: BindSource, target: &str| MountSpec::BindReadOnly { source, target: InnerPath::from(target), recursive: true };
+    let bind = |source: BindSource, target: &str| MountSpec::BindReadOnly {
+        source,
+        target: InnerPath::from(target),
+        recursive: true,
+        optional: false,
+    };
     spec.mounts.push(bind(BindSource::Path(HostPath::from(dir.path())), "/in/dir"));
     spec.mounts.push(bind(BindSource::Path(HostPath::from(&dir.path().join("f"))), "/in/file"));
     spec.mounts.push(bind(BindSource::Fd(FdIndex(0)), "/in/fd"));
@@ -443,6 +450,24 @@ fn binds_are_read_only() {
     assert_eq!(outcome.stdout, "texttexttext");
     assert_eq!(outcome.stderr.matches("Read-only file system").count(), 3, "{outcome:?}");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+fn dead_and_vanished_sources_do_not_hold_up_a_launch() {
+    let dir = tempfile::tempdir().unwrap();
+    let (device, dead) = mount::fuse_mount(&mount::FuseOptions::default()).unwrap();
+    mount::move_mount_path(dead.as_fd(), dir.path()).unwrap();
+    drop((device, dead));
+    let scratch = Scratch::new();
+    fs::create_dir(scratch.path().join("gone")).unwrap();
+    let mut spec = scratch.script("ls /dead; touch /gone/x && echo gone is as it was");
+    for (source, target) in [(dir.path(), "/dead"), (Path::new("/no/such/thing"), "/gone")] {
+        let source = BindSource::Path(HostPath::from(source));
+        spec.mounts.push(MountSpec::BindReadOnly { source, target: InnerPath::from(target), recursive: false, optional: true });
+    }
+    let outcome = run(&spec);
+    assert_eq!((outcome.code, outcome.stdout.as_str()), (0, "gone is as it was\n"), "{outcome:?}");
+    assert!(outcome.stderr.contains("not connected"), "{outcome:?}");
+    mount::umount(dir.path(), true).unwrap();
 }
 
 fn tmpfs_has_its_limits() {

@@ -158,6 +158,7 @@ impl Scratch {
                     source: BindSource::Path(HostPath::from(dir)),
                     target: InnerPath::from(dir),
                     recursive: false,
+                    optional: false,
                 });
             }
         }

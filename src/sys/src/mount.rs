@@ -25,7 +25,7 @@ mod target;
 
 pub use info::{MountInfo, Mounts, mounts, mounts_of, parse_mountinfo};
 pub use rustix::mount::MountAttrFlags;
-pub use target::{make_target, open_read_in_root, resolve_in_root, stat_fd};
+pub use target::{kind_of, make_target, open_read_in_root, resolve_in_root, stat_fd};
 
 /// A filesystem that could not be made or mounted: the step that failed and what the kernel had to say.
 #[derive(Debug, thiserror::Error)]

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::retry_on_intr;
 
 use crate::at::{At, stat};
@@ -62,8 +62,16 @@ pub fn make_target(root: BorrowedFd<'_>, path: &[u8], directory: bool) -> Result
     }
 }
 
-fn kind_of(fd: BorrowedFd<'_>) -> Result<Kind> {
-    Ok(stat(At::Fd(fd))?.kind)
+/// What kind of object `fd` is open on, as the kernel knows it: a filesystem over a network or in user space is not asked, which may be
+/// slow to answer, or dead.
+///
+/// # Errors
+///
+/// Those of `statx`.
+pub fn kind_of(fd: BorrowedFd<'_>) -> Result<Kind> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+    let stat = rustix::fs::statx(fd, c"", flags, StatxFlags::TYPE)?;
+    Kind::from_mode(u32::from(stat.stx_mode)).ok_or(Errno::IO)
 }
 
 /// What [`resolve_in_root`] found.
