@@ -30,7 +30,9 @@ pub use mark::{
 pub use nlink::Nlink;
 pub use origin::{Origin, OriginError};
 pub use redirect::{Redirect, RedirectError};
-pub use whiteout::{AUFS_OPAQUE, AufsName, AufsNameError, WHITEOUT_RDEV, aufs_whiteout_name, classify_aufs_name, is_whiteout_device};
+pub use whiteout::{
+    AUFS_OPAQUE, AufsName, AufsNameError, ESCAPED_WHITEOUT_RDEV, WHITEOUT_RDEV, aufs_whiteout_name, classify_aufs_name, is_whiteout_device,
+};
 
 /// The longest file name that Linux takes, in bytes.
 pub const NAME_MAX: usize = 255;

@@ -36,6 +36,9 @@ pub enum MarkKind {
     Uuid,
     /// Inode flags (immutable, append only) that the union keeps, not the layer.
     Protattr,
+    /// On a character device with number [`crate::ESCAPED_WHITEOUT_RDEV`]: a user made a device 0:0, which on disk would be a whiteout. Of plyfs
+    /// alone; kernel overlayfs hides the mark and shows the device with the number on disk.
+    Device,
 }
 
 /// One row a mark: kind, suffix, and the full name under each prefix.
@@ -83,6 +86,7 @@ marks! {
     Upper "upper"
     Uuid "uuid"
     Protattr "protattr"
+    Device "plyfs.device"
 }
 
 /// The name under which a mark is *written* in a layer of `dialect`; `None` when the dialect keeps no mark in attributes.

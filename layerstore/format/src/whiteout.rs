@@ -10,6 +10,10 @@ use crate::is_component;
 /// The device number of a whiteout: major 0, minor 0 (`WHITEOUT_DEV` of the kernel).
 pub const WHITEOUT_RDEV: u64 = 0;
 
+/// The device number that a user's character device 0:0 has on disk, together with [`crate::MarkKind::Device`]: 0:1. Major 0 belongs to no
+/// driver, so the node is as unusable as the one it stands for.
+pub const ESCAPED_WHITEOUT_RDEV: u64 = 1;
+
 /// In the AUFS dialect, the entry that makes its directory opaque.
 pub const AUFS_OPAQUE: &[u8] = b".wh..wh..opq";
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use plyfs_format::WHITEOUT_RDEV;
 use plyfs_sys::Errno;
 use plyfs_sys::at::SetTime;
 use plyfs_sys::stat::{Kind, Stat};
@@ -84,7 +85,10 @@ impl<T: UpperTree> Union<T> {
         };
         // What was read while resolving is good for what no other lock guards, and while nothing was copied up in between.
         let attr = match stat {
-            Some(stat) if inode.kind != Kind::Dir && inode.upper_id.get().is_none_or(|id| *id == crate::backend::ObjectId::of(&stat)) => {
+            Some(stat)
+                if !matches!(inode.kind, Kind::Dir | Kind::Char)
+                    && inode.upper_id.get().is_none_or(|id| *id == crate::backend::ObjectId::of(&stat)) =>
+            {
                 self.attr_with(&inode, stat)
             }
             _ => self.attr_of(&inode)?,
@@ -109,7 +113,10 @@ impl<T: UpperTree> Union<T> {
         // A directory's mtime is put back after a copy-up below it, under the DIR lock: shared, nobody sees it in between.
         let _dir = inode.dir.as_deref().map(|part| part.state.read());
         let (layer, node) = self.top(inode)?;
-        let stat = layer.tree.stat(node).attempt("stat")?;
+        let mut stat = layer.tree.stat(node).attempt("stat")?;
+        if self.is_escaped_device(layer, node, &stat)? {
+            stat.rdev = WHITEOUT_RDEV;
+        }
         Ok(self.attr_with(inode, stat))
     }
 

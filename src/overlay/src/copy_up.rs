@@ -178,6 +178,9 @@ impl<T: UpperTree> Union<T> {
                 Err(errno) => return Err(errno).attempt("write the origin mark"),
             }
         }
+        if self.is_escaped_device(self.lower_layer(lower.layer)?, &lower.node, stat)? {
+            self.mark_device(&staged.node)?;
+        }
         if inode.kind != Kind::Symlink {
             to.set_mode(&staged.node, stat.mode).attempt("chmod the copy")?;
         }

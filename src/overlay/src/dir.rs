@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use plyfs_format::{MarkKind, Nlink};
+use plyfs_format::{ESCAPED_WHITEOUT_RDEV, MarkKind, Nlink, is_whiteout_device};
 use plyfs_sys::Errno;
 use plyfs_sys::at::XattrMode;
 use plyfs_sys::stat::{Kind, Stat};
@@ -67,6 +67,8 @@ struct Blueprint {
     over_whiteout: bool,
     /// One system call at the final place makes the object complete, so that nothing needs to be staged.
     in_place: bool,
+    /// A user's character device 0:0, which needs a mark to be told from what it is on disk.
+    escaped: bool,
 }
 
 /// A new inode, and its file if it is one.
@@ -75,7 +77,7 @@ type Made<T> = (Arc<Inode<T>>, Option<<T as Tree>::File>);
 impl<T: UpperTree> Union<T> {
     /// Makes an object (mknod, mkdir, symlink) and counts one look-up of it.
     ///
-    /// Errors: EEXIST; ENOENT if the directory was removed; EPERM for a character device 0:0, which is what a whiteout looks like; the layers' errors.
+    /// Errors: EEXIST; ENOENT if the directory was removed; the layers' errors.
     pub fn make(&self, caller: &Caller, parent: Ino, name: &Name, node: NewNode, mode: u32, umask: u32) -> Result<Attr> {
         let parent = self.directory(parent)?;
         let (inode, _file) = self.make_in(caller, &parent, name, node, mode, umask)?;
@@ -126,11 +128,6 @@ impl<T: UpperTree> Union<T> {
     }
 
     fn make_in(&self, caller: &Caller, parent: &Arc<Inode<T>>, name: &Name, node: NewNode, mode: u32, umask: u32) -> Result<Made<T>> {
-        if let NewNode::Char(rdev) = node
-            && plyfs_format::is_whiteout_device(true, rdev)
-        {
-            return Err(Error::NotPermitted("character device 0:0 is a whiteout"));
-        }
         self.copy_up(parent, Content::Whole)?;
         let part = parent.as_dir()?;
         let dir = part.state.write();
@@ -178,7 +175,10 @@ impl<T: UpperTree> Union<T> {
         }
         let own = self.behaviour.own_ids == Some((caller.uid, caller.gid));
         let in_place = own && !over_whiteout && above.mode & SETGID == 0 && acl.xattrs().next().is_none();
-        Ok(Blueprint { node, mode, uid: caller.uid, gid, acl, over_whiteout, in_place })
+        // On disk it would be a whiteout.
+        let escaped = matches!(node, NewNode::Char(rdev) if is_whiteout_device(true, rdev));
+        let node = if escaped { NewNode::Char(ESCAPED_WHITEOUT_RDEV) } else { node };
+        Ok(Blueprint { node, mode, uid: caller.uid, gid, acl, over_whiteout, in_place: in_place && !escaped, escaped })
     }
 
     /// One system call: an object with this mode, owned by whom this process makes things as.
@@ -245,7 +245,15 @@ impl<T: UpperTree> Union<T> {
         if plan.over_whiteout && matches!(plan.node, NewNode::Dir) {
             self.mark_opaque(node)?;
         }
-        Ok(())
+        if plan.escaped { self.mark_device(node) } else { Ok(()) }
+    }
+
+    /// Marks an escaped character device 0:0.
+    pub(crate) fn mark_device(&self, node: &T::Node) -> Result<()> {
+        let layer = self.upper()?;
+        let name = plyfs_format::xattr_name(layer.dialect, MarkKind::Device)
+            .ok_or(Error::NotPermitted("a character device 0:0, which this dialect cannot tell from a whiteout"))?;
+        layer.tree.set_xattr(node, name, b"0:0", XattrMode::Any).attempt("mark a device")
     }
 
     pub(crate) fn mark_opaque(&self, node: &T::Node) -> Result<()> {

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use plyfs_format::{MarkKind, Nlink, Opaque, Origin, Redirect, XattrClass, classify_xattr, is_whiteout_device};
+use plyfs_format::{ESCAPED_WHITEOUT_RDEV, MarkKind, Nlink, Opaque, Origin, Redirect, XattrClass, classify_xattr, is_whiteout_device};
 use plyfs_sys::stat::{Kind, Stat};
 
 use crate::backend::{Handle, ObjectId, Tree, UpperTree};
@@ -26,6 +26,8 @@ pub(crate) struct Marks {
     pub(crate) nlink: Option<Nlink>,
     pub(crate) impure: bool,
     pub(crate) metacopy: bool,
+    /// A user's character device 0:0.
+    pub(crate) device: bool,
 }
 
 /// How an object of the index shows its links.
@@ -97,6 +99,7 @@ impl<T: UpperTree> Union<T> {
                 }
                 MarkKind::Nlink => marks.nlink = value()?.and_then(|v| Nlink::parse(&v)),
                 MarkKind::Metacopy => marks.metacopy = true,
+                MarkKind::Device => marks.device = true,
                 MarkKind::Impure => marks.impure = true,
                 _ => {}
             }
@@ -114,6 +117,11 @@ impl<T: UpperTree> Union<T> {
         }
         let Some(name) = plyfs_format::xattr_name(layer.dialect, MarkKind::Whiteout) else { return Ok(false) };
         Ok(layer.tree.get_xattr(node, name).attempt("read whiteout mark")?.is_some())
+    }
+
+    /// Whether an object is a user's character device 0:0, stored under another number. Costs a look at the marks only for that number.
+    pub(crate) fn is_escaped_device(&self, layer: &Layer<T>, node: &T::Node, stat: &Stat) -> Result<bool> {
+        Ok(stat.kind == Kind::Char && stat.rdev == ESCAPED_WHITEOUT_RDEV && self.marks(layer, node)?.device)
     }
 
     /// Looks a name up below merged lower directories, top-down. `want_dir`: a directory was found above, so only directories merge.
