@@ -57,6 +57,8 @@ all![
     targets_are_made_and_stay_in_the_root,
     current_directory_is_looked_up_inside,
     own_program_cannot_be_written_to,
+    deleted_program_launches_from_a_sealed_copy,
+    missing_rights_are_named,
     propagation_ends_at_the_container,
     signals_to_the_caller_are_passed_on,
     nohup_is_kept,
@@ -563,6 +565,24 @@ fn own_program_cannot_be_written_to() {
     assert_eq!(fs::metadata("/proc/self/exe").unwrap().len(), length);
 }
 
+fn deleted_program_launches_from_a_sealed_copy() {
+    let dir = tempfile::tempdir().unwrap();
+    let copy = dir.path().join("copy");
+    fs::copy("/proc/self/exe", &copy).unwrap();
+    let mut command = std::process::Command::new(&copy);
+    let output = command.args(["__caller", "unlinked", "cat /proc/1/comm; : > /proc/1/exe"]).stdin(Stdio::null()).output().unwrap();
+    assert_eq!(output.stdout, b"plyfs-init\n", "{output:?}");
+    assert!(!output.status.success() && !copy.exists());
+}
+
+fn missing_rights_are_named() {
+    use std::os::unix::process::CommandExt;
+    let output = start_caller("script", &["init", "true"]).uid(65534).gid(65534).stdin(Stdio::null()).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(125), "{text}");
+    assert!(text.contains("pid namespace") && text.contains("run it as root") && text.lines().count() == 1, "{text}");
+}
+
 fn propagation_ends_at_the_container() {
     // A shared directory of the host, in which the container mounts, and as its root.
     let output = start_caller("shared", &[]).output().unwrap();
@@ -724,6 +744,10 @@ pub(crate) fn caller(name: &str, rest: &[String]) -> ExitCode {
             run(&with_init(spec(&["ls", "/proc/self/fd"]), init))
         }
         ("script", [init, text]) => run(&with_init(script(text), init)),
+        ("unlinked", [text]) => {
+            fs::remove_file(std::env::current_exe().unwrap()).unwrap();
+            run(&Spec { capabilities: Capabilities::Keep, ..script(text) })
+        }
         ("sleep", [init, text]) => {
             let mut running = Launcher::new().spawn(&with_init(script(text), init), Vec::new()).unwrap();
             println!("{}", running.pid().unwrap());
