@@ -1,0 +1,3 @@
+//! The mount-level lab.
+
+fn main() {}
