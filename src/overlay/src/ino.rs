@@ -19,17 +19,24 @@ pub(crate) const RESERVED: u64 = 1 << 63;
 const DEVICE_SHIFT: u32 = 55;
 const MAX_DEVICE: usize = 0xff;
 
-/// Maps host identities to numbers. All objects on one `st_dev`: the host's own number. Further devices, in order of appearance: the device's
-/// index in bits 55 to 62.
+/// Maps host identities to numbers. Objects on the first `st_dev`: the host's own number. Further devices: the device's index in bits 55 to 62. The layers'
+/// devices are known from the start, in the order of the layers, so that the numbers are the same at each mount; a device that appears inside a layer (a btrfs
+/// subvolume) gets the next index.
 #[derive(Default)]
 pub(crate) struct InoMap {
     devices: RwLock<Vec<u64>>,
 }
 
 impl InoMap {
-    /// A map that gives `first` the unchanged numbers.
-    pub(crate) fn new(first: u64) -> Self {
-        Self { devices: RwLock::new(vec![first]) }
+    /// A map that gives the first of these devices the unchanged numbers. A device may be there several times.
+    pub(crate) fn new(layers: impl IntoIterator<Item = u64>) -> Self {
+        let mut devices = Vec::new();
+        for dev in layers {
+            if !devices.contains(&dev) {
+                devices.push(dev);
+            }
+        }
+        Self { devices: RwLock::new(devices) }
     }
 
     /// The number of an object; `None` if it does not fit (the table then gives a reserved one).
@@ -58,7 +65,7 @@ mod tests {
 
     #[test]
     fn one_device_keeps_the_hosts_numbers_and_more_devices_do_not_collide() {
-        let map = InoMap::new(7);
+        let map = InoMap::new([7]);
         assert_eq!(map.number(ObjectId { dev: 7, ino: 42 }), Some(Ino(42)));
         let other = map.number(ObjectId { dev: 8, ino: 42 }).unwrap();
         assert_ne!(other, Ino(42));
@@ -67,8 +74,17 @@ mod tests {
     }
 
     #[test]
+    fn numbers_do_not_depend_on_what_is_looked_at_first() {
+        let map = InoMap::new([7, 8, 7, 9]);
+        let ninth = map.number(ObjectId { dev: 9, ino: 42 });
+        let again = InoMap::new([7, 8, 7, 9]);
+        assert!(again.number(ObjectId { dev: 8, ino: 42 }).is_some());
+        assert_eq!(again.number(ObjectId { dev: 9, ino: 42 }), ninth);
+    }
+
+    #[test]
     fn zero_one_and_overflow_have_no_pure_number() {
-        let map = InoMap::new(7);
+        let map = InoMap::new([7]);
         for ino in [0, 1, RESERVED, u64::MAX] {
             assert_eq!(map.number(ObjectId { dev: 7, ino }), None);
         }

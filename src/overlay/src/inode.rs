@@ -182,11 +182,11 @@ pub(crate) struct Table<T: Tree> {
 }
 
 impl<T: Tree> Table<T> {
-    /// A table in which objects of `first_device` have the host's own numbers.
-    pub(crate) fn new(first_device: u64) -> Arc<Self> {
+    /// A table in which objects of the first device have the host's own numbers; the layers' devices, in their order.
+    pub(crate) fn new(devices: impl IntoIterator<Item = u64>) -> Arc<Self> {
         Arc::new(Self {
             slots: DashMap::new(),
-            numbers: InoMap::new(first_device),
+            numbers: InoMap::new(devices),
             next_reserved: AtomicU64::new(RESERVED),
             reserved: DashMap::new(),
         })

@@ -67,7 +67,8 @@ impl<T: UpperTree> Union<T> {
     /// Errors: no layer at all (`Invalid`); what the layers' roots answer.
     pub fn new(stack: LayerStack<T>, behaviour: Behaviour) -> Result<Self> {
         let root = root_parts(&stack)?;
-        let table = Table::new(root.origin.dev);
+        let devices = stack.lowers.iter().chain(&stack.upper).map(|layer| layer.tree.id(&layer.tree.root()).dev);
+        let table = Table::new(devices);
         let root = table.insert_root(root);
         Ok(Self {
             stack,
