@@ -442,7 +442,7 @@ impl UpperTree for MemTree {
         let mut state = node.0.state.lock();
         state.uid = uid.unwrap_or(state.uid);
         state.gid = gid.unwrap_or(state.gid);
-        if matches!(node.0.kind, Kind::File) {
+        if !matches!(node.0.kind, Kind::Dir | Kind::Symlink) {
             // chown(2) takes setuid away, and setgid from what a group may execute.
             state.mode &= if state.mode & 0o010 != 0 { !0o6000 } else { !0o4000 };
         }
