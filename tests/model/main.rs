@@ -1,0 +1,67 @@
+//! The model test: one generator of layers and operations, and filesystems that must agree on every answer and everything that shows.
+//!
+//! | module | is |
+//! | --- | --- |
+//! | `case`, `generate`, `shrink` | cases as values and text, from a seed, made small |
+//! | `reference` | the POSIX oracle, a tree in memory |
+//! | `union` | the union under test, over memory (`memory`) |
+//! | `diff` | the diff by its rules |
+//! | `divergences` | where they may differ |
+//! | `run` | one case on several of them |
+//! | `regressions` | what failed once |
+//!
+//! `PLYFS_MODEL_CASES` multiplies the number of cases, `PLYFS_MODEL_SEED` runs the one case of a seed that a failure printed.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod build;
+mod case;
+mod diff;
+mod divergences;
+mod generate;
+mod memory;
+mod reference;
+mod regressions;
+mod run;
+mod shrink;
+mod system;
+mod union;
+mod view;
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::case::Case;
+use crate::generate::{Options, case};
+use crate::run::caught;
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().and_then(|text| text.parse().ok())
+}
+
+/// Runs the cases of `count` seeds, two thirds of them fixed and the rest new each time. Stops when it has found some failures, and panics with all of them.
+fn cases(name: &str, count: u64, options: Options, run: &dyn Fn(&Case) -> Result<(), String>) {
+    const ENOUGH: usize = 4;
+    let count = count * number("PLYFS_MODEL_CASES").unwrap_or(1).max(1);
+    let (fixed, random) = (count * 2 / 3, SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs() << 24));
+    let seeds: Vec<u64> = match number("PLYFS_MODEL_SEED") {
+        Some(seed) => vec![seed],
+        None => (0..fixed).chain(random..random + count - fixed).collect(),
+    };
+    eprintln!("{name}: {} seeds, the last {} from {random}", seeds.len(), count - fixed);
+    let mut failures = Vec::new();
+    for seed in seeds {
+        let case = case(seed, options);
+        let Some(failure) = caught(&case, run) else { continue };
+        eprintln!("{name}: seed {seed} fails: {failure}\nshrinking ...");
+        let (small, failure) = shrink::shrink(case, failure, &mut |case| caught(case, run));
+        failures.push(format!("PLYFS_MODEL_SEED={seed}\n{small}{failure}\n"));
+        if failures.len() == ENOUGH {
+            break;
+        }
+    }
+    assert!(failures.is_empty(), "{name}: {} failures\n{}", failures.len(), failures.join("\n"));
+}
+
+#[test]
+fn memory_layers_agree_with_the_reference() {
+    cases("memory", 12_000, Options { ops: 24, remounts: true }, &memory::run);
+}

@@ -1,0 +1,127 @@
+//! The union over memory layers against the reference tree: the fast half.
+
+use std::sync::{Arc, Mutex};
+
+use plyfs_format::Dialect;
+use plyfs_overlay::backend::Tree;
+use plyfs_overlay::{Behaviour, Layer, LayerStack, MemFs, MemTree, Union};
+use plyfs_sys::at::{SetTime, XattrMode};
+
+use crate::build::{digest_mem, in_memory};
+use crate::case::{Case, LayerSpec, Op};
+use crate::reference::Reference;
+use crate::run::{Watched, at_step, check_changes};
+use crate::union::{Again, UnionSystem};
+
+/// The layers of a memory union; a restack puts a new upper on top.
+pub(crate) struct Layers {
+    filesystems: Vec<Arc<MemFs>>,
+    pub(crate) upper: MemTree,
+    pub(crate) lowers: Vec<MemTree>,
+    digests: Vec<String>,
+}
+
+impl Layers {
+    pub(crate) fn new(specs: &[LayerSpec], devices: bool) -> Self {
+        let filesystems: Vec<_> = (0..if devices { 4 } else { 1 }).map(|dev| MemFs::new(100 + dev)).collect();
+        let fs = |index: usize| &filesystems[index % filesystems.len()];
+        let lowers: Vec<_> = specs.iter().enumerate().map(|(index, spec)| in_memory(fs(index + 1), spec)).collect();
+        let digests = lowers.iter().map(digest_mem).collect();
+        let upper = in_memory(fs(0), &LayerSpec::default());
+        Self { upper, lowers, digests, filesystems }
+    }
+
+    fn restack(&mut self) {
+        let upper = in_memory(&self.filesystems[0], &LayerSpec::default());
+        copy_root(&self.upper, &upper);
+        let below = std::mem::replace(&mut self.upper, upper);
+        self.digests.insert(0, digest_mem(&below));
+        self.lowers.insert(0, below);
+    }
+
+    pub(crate) fn union(&self, writable: bool) -> Union<MemTree> {
+        let upper = writable.then(|| Layer::trusted(self.upper.clone()));
+        let lowers = self.lowers.iter().map(|tree| Layer::trusted(tree.clone())).collect();
+        Union::new(LayerStack { upper, lowers }, Behaviour::default()).unwrap()
+    }
+
+    /// `work` is empty, and no lower layer was written.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        use plyfs_overlay::backend::UpperTree as _;
+        let left = self.upper.read_dir(&self.upper.work()).unwrap();
+        if !left.is_empty() {
+            return Err(format!("work holds {left:?}"));
+        }
+        for (index, (lower, before)) in self.lowers.iter().zip(&self.digests).enumerate() {
+            if digest_mem(lower) != *before {
+                return Err(format!("lower layer {index} was written"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A new upper's root shows what the old one showed.
+fn copy_root(from: &MemTree, to: &MemTree) {
+    use plyfs_overlay::backend::UpperTree as _;
+    let (old, new) = (from.root(), to.root());
+    let stat = from.stat(&old).unwrap();
+    for name in from.list_xattr(&old).unwrap() {
+        if !Dialect::Trusted.is_private(&name) {
+            let value = from.get_xattr(&old, &name).unwrap().unwrap();
+            to.set_xattr(&new, &name, &value, XattrMode::Any).unwrap();
+        }
+    }
+    to.set_owner(&new, Some(stat.uid), Some(stat.gid)).unwrap();
+    to.set_mode(&new, stat.mode).unwrap();
+    to.set_times(&new, SetTime::To(stat.atime), SetTime::To(stat.mtime)).unwrap();
+}
+
+pub(crate) fn system(layers: &Arc<Mutex<Layers>>, keep: bool) -> UnionSystem<MemTree> {
+    let layers = layers.clone();
+    let mount = move |again| {
+        let mut layers = layers.lock().unwrap();
+        if matches!(again, Again::Restack) {
+            layers.restack();
+        }
+        layers.union(true)
+    };
+    UnionSystem::new("memory", keep, Box::new(mount))
+}
+
+/// Runs a case.
+pub(crate) fn run(case: &Case) -> Result<(), String> {
+    let mut reference = Reference::of(&case.lowers);
+    let mut before = reference.clone();
+    let layers = Arc::new(Mutex::new(Layers::new(&case.lowers, case.devices)));
+    let mut union = system(&layers, case.keep);
+    let mut watched = Watched::new(&mut union);
+    watched.check(&reference).map_err(|e| format!("at first: {e}"))?;
+    for (step, op) in case.ops.iter().enumerate() {
+        let want = reference.apply(op);
+        if *op == Op::Restack {
+            before = reference.clone();
+        }
+        watched.step(op, &want, &reference).map_err(|e| at_step(step, op, &e))?;
+        layers.lock().unwrap().check().map_err(|e| at_step(step, op, &e))?;
+    }
+    drop(watched);
+    check_changes(&union, &before, &reference)?;
+    // The same once more by a union that knows nothing yet, and one that cannot write.
+    reference.apply(&Op::Remount).unwrap();
+    let mut watched = Watched::new(&mut union);
+    watched.step(&Op::Remount, &Ok(crate::reference::Reply::Done), &reference).map_err(|e| format!("mounted again: {e}"))?;
+    drop(watched);
+    check_changes(&union, &before, &reference)?;
+    union.unmount()?;
+    drop(union);
+    let finished = layers.lock().unwrap();
+    finished.check()?;
+    if case.lowers.is_empty() {
+        return Ok(());
+    }
+    let below = Layers { filesystems: Vec::new(), upper: finished.upper.clone(), lowers: finished.lowers.clone(), digests: Vec::new() };
+    let mut read_only = UnionSystem::new("read-only memory", case.keep, Box::new(move |_| below.union(false)));
+    Watched::new(&mut read_only).check(&before)?;
+    read_only.unmount()
+}

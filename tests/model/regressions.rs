@@ -1,0 +1,57 @@
+//! Cases that failed once, made small.
+
+use crate::case::Case;
+use crate::memory;
+
+fn case(text: &str) -> Case {
+    text.parse().unwrap()
+}
+
+#[test]
+fn cases_are_written_as_they_are_read() {
+    for seed in 0..200 {
+        let made = crate::generate::case(seed, crate::generate::Options { ops: 20, remounts: true });
+        assert!(case(&made.to_string()) == made, "seed {seed}\n{made}");
+    }
+}
+
+fn passes_in_memory(text: &str) {
+    memory::run(&case(text)).unwrap();
+}
+
+#[test]
+fn numbers_of_several_devices_survive_a_remount() {
+    passes_in_memory(
+        "layer
+          d /c
+        layer
+          d /a
+        ops devices
+          restack
+          rename /a/d /c/b
+          remount",
+    );
+}
+
+#[test]
+fn chown_takes_setuid_from_a_fifo() {
+    passes_in_memory(
+        "ops
+          mkfifo /d 4755
+          chown /d 7 -1",
+    );
+}
+
+#[test]
+fn a_hard_link_that_goes_up_for_a_rename_marks_its_directory_impure() {
+    passes_in_memory(
+        "layer
+          d /b
+          f /b/b \"1\"
+          d /c
+          h /c/a /b/b
+        ops
+          rename /c/a /c/a exchange
+          rename /b/b /c",
+    );
+}

@@ -1,0 +1,96 @@
+//! Runs one case on several filesystems at once and holds them against each other after every step.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use plyfs_format::ChangeKind;
+use plyfs_overlay::ChangeOptions;
+use plyfs_overlay::backend::UpperTree;
+
+use crate::case::{Case, Op};
+use crate::diff::diff;
+use crate::divergences;
+use crate::generate::pool;
+use crate::reference::{Outcome, Reference, Reply};
+use crate::system::System;
+use crate::union::UnionSystem;
+use crate::view::Identities;
+
+/// A system and what is known of its numbers.
+pub(crate) struct Watched<'a> {
+    pub(crate) system: &'a mut dyn System,
+    pub(crate) identities: Identities,
+}
+
+impl<'a> Watched<'a> {
+    pub(crate) fn new(system: &'a mut dyn System) -> Self {
+        Self { system, identities: Identities::default() }
+    }
+
+    /// Compares everything that shows with the reference.
+    pub(crate) fn check(&mut self, reference: &Reference) -> Result<(), String> {
+        let view = self.system.view(&pool()).map_err(|e| format!("{}: {e}", self.system.name()))?;
+        self.identities.compare(&reference.view(), &view).map_err(|e| format!("{}: {e}", self.system.name()))
+    }
+
+    /// Runs an operation and compares the answer, then everything.
+    pub(crate) fn step(&mut self, op: &Op, want: &Outcome, reference: &Reference) -> Result<(), String> {
+        let got = self.system.apply(op);
+        if !same_outcome(want, &got) {
+            return Err(format!("{}: the answer should be {want:?}\n  but is {got:?}", self.system.name()));
+        }
+        self.check(reference)
+    }
+}
+
+pub(crate) fn same_outcome(want: &Outcome, got: &Outcome) -> bool {
+    match (want, got) {
+        (Ok(Reply::Object(want)), Ok(Reply::Object(got))) => {
+            let mut got = got.clone();
+            got.id = want.id;
+            got.mtime = want.mtime;
+            if want.nlink.is_none() {
+                got.nlink = None;
+            }
+            if want.data.is_empty() {
+                got.data.clear();
+            }
+            got == *want
+        }
+        (want, got) => want == got,
+    }
+}
+
+/// `Union::changes` against the diff of both trees.
+pub(crate) fn check_changes<T: UpperTree>(system: &UnionSystem<T>, before: &Reference, now: &Reference) -> Result<(), String> {
+    let got = system.union().changes(&ChangeOptions::default()).map_err(|e| format!("changes: {e}"))?;
+    if !got.is_sorted() {
+        return Err("changes are not sorted".to_owned());
+    }
+    let want = diff(before, now);
+    let got: BTreeMap<_, _> = got.into_iter().map(|change| (change.path, change.kind)).collect();
+    if got == want || (before.has_hard_links() && divergences::unused_names_of_lower_hard_links(&want, &got)) {
+        return Ok(());
+    }
+    let text = |changes: &BTreeMap<Vec<u8>, ChangeKind>| {
+        changes.iter().map(|(path, kind)| format!("{} {}", kind.letter(), path.escape_ascii())).collect::<Vec<_>>().join(", ")
+    };
+    Err(format!("{}: changes should be {}\n  but are {}", system.name(), text(&want), text(&got)))
+}
+
+/// A failure in words, panics included.
+pub(crate) fn caught(case: &Case, run: &dyn Fn(&Case) -> Result<(), String>) -> Option<String> {
+    match catch_unwind(AssertUnwindSafe(|| run(case))) {
+        Ok(Ok(())) => None,
+        Ok(Err(failure)) => Some(failure),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+            Some(format!("panic: {}", text.unwrap_or_default()))
+        }
+    }
+}
+
+/// Says at which step of a case a failure came.
+pub(crate) fn at_step(step: usize, op: &Op, failure: &str) -> String {
+    format!("after step {} ({op}): {failure}", step + 1)
+}
