@@ -185,6 +185,7 @@ impl<T: UpperTree> Union<T> {
         let dir = self.upper_node(at.dir)?;
         let stat = self.upper()?.tree.stat(node).attempt("stat an indexed object")?;
         self.keeping_mtime(dir, || {
+            self.mark_impure(dir, inode.origin != self.upper()?.tree.id(node))?;
             self.upper()?.tree.link(node, Place { dir, name: at.name }).attempt("link a name up")?;
             tracing::debug!(nlink = stat.nlink, "a further name of a hard link goes up");
             let delta = inode.nlink_delta.fetch_sub(1, Ordering::Relaxed) - 1;
