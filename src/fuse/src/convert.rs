@@ -122,6 +122,9 @@ pub(crate) fn decode_dev(rdev: u32) -> u64 {
     makedev((rdev >> 8) & 0xfff, (rdev & 0xff) | (rdev >> 12 & 0xf_ff00))
 }
 
+/// `__FMODE_EXEC` (include/linux/fs.h): the kernel opens a program or an interpreter with it, and passes it on.
+const FMODE_EXEC: u32 = 0x20;
+
 /// The flags of open(2). `O_DIRECT`, `O_SYNC`, `O_NOATIME` and the rest are the kernel's business, not the layers'. `O_APPEND` is, too: the
 /// kernel gives each write the offset that it takes, with the inode locked.
 pub(crate) fn open_flags(flags: i32) -> plyfs_overlay::OpenFlags {
@@ -131,6 +134,7 @@ pub(crate) fn open_flags(flags: i32) -> plyfs_overlay::OpenFlags {
         read: access == OFlags::RDONLY || access == OFlags::RDWR,
         write: access == OFlags::WRONLY || access == OFlags::RDWR,
         truncate: flags.contains(OFlags::TRUNC),
+        exec: flags.bits() & FMODE_EXEC != 0,
     }
 }
 

@@ -37,6 +37,9 @@ pub enum Error {
     /// There is no upper layer.
     #[error("read-only union (no upperdir)")]
     ReadOnly,
+    /// The file is being executed.
+    #[error("text file busy")]
+    TextBusy,
     /// A name over 255 bytes.
     #[error("name too long")]
     NameTooLong,
@@ -81,6 +84,7 @@ impl Error {
             Self::NotEmpty => Errno::NOTEMPTY,
             Self::NotPermitted(_) => Errno::PERM,
             Self::ReadOnly => Errno::ROFS,
+            Self::TextBusy => Errno::TXTBSY,
             Self::NameTooLong => Errno::NAMETOOLONG,
             Self::Invalid(_) => Errno::INVAL,
             Self::Stale(_) => Errno::STALE,

@@ -30,10 +30,12 @@ pub struct OpenFlags {
     pub write: bool,
     /// O_TRUNC; also without `write`, as Linux has it.
     pub truncate: bool,
+    /// To be executed (the kernel's `__FMODE_EXEC`).
+    pub exec: bool,
 }
 
 enum Handle<T: Tree> {
-    File { inode: Arc<Inode<T>>, file: RwLock<Arc<T::File>>, on_upper: AtomicBool, writable: bool },
+    File { inode: Arc<Inode<T>>, file: RwLock<Arc<T::File>>, on_upper: AtomicBool, writable: bool, exec: bool },
     Dir { inode: Arc<Inode<T>> },
 }
 
@@ -62,11 +64,20 @@ impl<T: UpperTree> Handles<T> {
     }
 
     pub(crate) fn insert_file(&self, inode: Arc<Inode<T>>, file: T::File, on_upper: bool) -> HandleId {
-        self.insert_opened(inode, file, on_upper, on_upper)
+        self.insert(Handle::File {
+            inode,
+            file: RwLock::new(Arc::new(file)),
+            on_upper: AtomicBool::new(on_upper),
+            writable: on_upper,
+            exec: false,
+        })
     }
 
-    fn insert_opened(&self, inode: Arc<Inode<T>>, file: T::File, on_upper: bool, writable: bool) -> HandleId {
-        self.insert(Handle::File { inode, file: RwLock::new(Arc::new(file)), on_upper: AtomicBool::new(on_upper), writable })
+    fn insert_reader(&self, inode: Arc<Inode<T>>, file: T::File, on_upper: bool, exec: bool) -> HandleId {
+        if exec {
+            inode.executed.fetch_add(1, Ordering::Relaxed);
+        }
+        self.insert(Handle::File { inode, file: RwLock::new(Arc::new(file)), on_upper: AtomicBool::new(on_upper), writable: false, exec })
     }
 
     pub(crate) fn insert_dir(&self, inode: Arc<Inode<T>>) -> HandleId {
@@ -114,7 +125,11 @@ impl<T: UpperTree> Handles<T> {
     }
 
     fn remove(&self, id: HandleId) -> Option<Arc<Handle<T>>> {
-        self.open.remove(&id).map(|(_, handle)| handle)
+        let (_, handle) = self.open.remove(&id)?;
+        if let Handle::File { inode, exec: true, .. } = &*handle {
+            inode.executed.fetch_sub(1, Ordering::Relaxed);
+        }
+        Some(handle)
     }
 
     pub(crate) fn clear(&self) {
@@ -128,7 +143,7 @@ impl<T: UpperTree> Handles<T> {
 impl<T: UpperTree> Union<T> {
     /// Opens a regular file. Writing copies it up first; truncation copies it up without its data.
     ///
-    /// Errors: EISDIR; EINVAL for what is no regular file (the kernel opens fifos and devices itself); EROFS; the layers' errors.
+    /// Errors: EISDIR; EINVAL for what is no regular file (the kernel opens fifos and devices itself); EROFS; ETXTBSY for a truncation of what is being executed; the layers' errors.
     pub fn open(&self, caller: &Caller, ino: Ino, flags: OpenFlags) -> Result<HandleId> {
         let inode = self.inode(ino)?;
         match inode.kind {
@@ -136,13 +151,17 @@ impl<T: UpperTree> Union<T> {
             Kind::Dir => return Err(Error::IsDir),
             _ => return Err(Error::Invalid("open of a special file")),
         }
+        if flags.truncate && !flags.write && inode.executed.load(Ordering::Relaxed) > 0 {
+            // For O_RDONLY|O_TRUNC the kernel asks for the truncation before it looks whether the file is being executed.
+            return Err(Error::TextBusy);
+        }
         if flags.write || flags.truncate {
             return self.open_write(caller, inode, flags.truncate);
         }
         let (layer, node) = self.top(&inode)?;
         let on_upper = inode.upper.get().is_some_and(|upper| std::ptr::eq(upper, node));
         let file = layer.tree.open(node).attempt("open")?;
-        Ok(self.handles.insert_opened(inode, file, on_upper, false))
+        Ok(self.handles.insert_reader(inode, file, on_upper, flags.exec))
     }
 
     fn open_write(&self, caller: &Caller, inode: Arc<Inode<T>>, truncate: bool) -> Result<HandleId> {

@@ -5,7 +5,7 @@
 //!
 //! A shard of the table is never held across a system call, and nothing is dropped under it: an inode's drop enters the table again.
 
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use dashmap::DashMap;
@@ -58,6 +58,8 @@ pub(crate) struct Inode<T: Tree> {
     pub(crate) copy: Ranked<COPY, ()>,
     /// What is to be added to the link count of the object that serves `stat`: names that were removed by a whiteout over a lower hard link.
     pub(crate) nlink_delta: AtomicI64,
+    /// Handles that were opened to execute it.
+    pub(crate) executed: AtomicU32,
     /// Its copy is in the index of hard links.
     pub(crate) indexed: AtomicBool,
     /// A name was removed and none is left: the link count is 0.
@@ -272,6 +274,7 @@ impl<T: Tree> Table<T> {
             names: Ranked::default(),
             copy: Ranked::default(),
             nlink_delta: AtomicI64::new(0),
+            executed: AtomicU32::new(0),
             indexed: AtomicBool::new(false),
             nameless: AtomicBool::new(false),
             dir,
