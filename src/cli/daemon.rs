@@ -1,0 +1,245 @@
+//! The process that serves a mount: layers opened, union made, served, attached, recorded, and at the end unmounted.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use plyfs_fuse::{ServeOptions, Served};
+use plyfs_overlay::params::{Atime, Params, Writable};
+use plyfs_overlay::{Behaviour, DirTree, Layer, LayerStack, Union};
+use plyfs_sys::at::{self, At};
+use plyfs_sys::mount::{self, FuseOptions, MountAttrFlags};
+use plyfs_sys::signal::SignalWaiter;
+use plyfs_sys::{Errno, limits, process, root, stat};
+
+use super::fail::failure;
+use super::mounts::SUBTYPE;
+use super::record::{self, Record, Written};
+use super::text::Text;
+
+/// A mount that was checked and can be made.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    /// With absolute paths.
+    pub(crate) params: Params,
+    /// Absolute, without links.
+    pub(crate) mountpoint: PathBuf,
+}
+
+/// A mount that is there.
+pub(crate) struct Live {
+    served: Served,
+    _record: Option<Written>,
+    /// The roots of the layers, for whoever reads the record.
+    _roots: Vec<OwnedFd>,
+}
+
+/// Where the mount went.
+struct Attached {
+    id: u64,
+    dev: (u32, u32),
+}
+
+/// Makes this process a daemon, as far as that is not done by detaching, and mounts.
+pub(crate) fn start(plan: &Plan) -> anyhow::Result<Live> {
+    let here = |what: &str, errno: Errno| {
+        failure(format_args!("mount {}", plan.mountpoint.display()), format_args!("cannot {what}: {errno}"), "mount /proc")
+    };
+    process::close_inherited_except(&[]).map_err(|errno| here("close inherited descriptors", errno))?;
+    limits::raise_nofile().map_err(|errno| here("raise the limit of open files", errno))?;
+    // The kernel has applied the umask of whoever creates a file.
+    limits::umask(0);
+    if let Err(error) = std::env::set_current_dir("/") {
+        tracing::warn!(%error, "the current directory stays");
+    }
+    // Before the first thread, which would be ended by what it does not block.
+    let signals = SignalWaiter::block().map_err(|errno| here("wait for signals", errno))?;
+
+    let params = &plan.params;
+    let (union, roots) = union(params)?;
+    let options = if params.live_lowers { ServeOptions::live() } else { ServeOptions::default() };
+    let served = serve(&union, &fuse_options(params), options, &format!("mount {}", plan.mountpoint.display()))?;
+
+    let mut attached = None;
+    let mut record = None;
+    served
+        .attach_with(|mount| {
+            let place = attach(mount, &plan.mountpoint, |dev| record = write_record(plan, dev, &roots))?;
+            attached = Some(place);
+            Ok(())
+        })?
+        .map_err(|errno: Errno| failure(format_args!("mountpoint {}", plan.mountpoint.display()), errno, "see that it is still there"))?;
+    if let Some(attached) = attached {
+        unmount_at_signal(signals, attached, plan.mountpoint.clone())?;
+    }
+    Ok(Live { served, _record: record, _roots: roots.all })
+}
+
+impl Live {
+    /// Waits until nobody uses it any more.
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        Ok(self.served.join()?)
+    }
+}
+
+/// Serves a union, with the error of a user who may not.
+pub(crate) fn serve(union: &Arc<Union<DirTree>>, options: &FuseOptions, serve: ServeOptions, at: &str) -> anyhow::Result<Served> {
+    plyfs_fuse::serve(union.clone(), options, serve).map_err(|error| match error {
+        plyfs_fuse::Error::Mount(error) => mount_refused(at, &error),
+        other => failure(at, other, "see the kernel's log"),
+    })
+}
+
+fn mount_refused(at: &str, error: &mount::MountError) -> anyhow::Error {
+    let remedy = match error.errno {
+        Errno::PERM | Errno::ACCESS => "run it as root with CAP_SYS_ADMIN, outside of a container that forbids mounts",
+        Errno::NOENT | Errno::NODEV => "load the kernel module with 'modprobe fuse', and see that /dev/fuse is there",
+        Errno::NOSYS => "it needs Linux 5.12 or newer",
+        Errno::NOSPC => "raise /proc/sys/fs/mount-max",
+        _ => "'plyfs info' shows what this machine allows",
+    };
+    failure(at, error, remedy)
+}
+
+/// The descriptors of the layers' roots.
+struct Roots {
+    all: Vec<OwnedFd>,
+}
+
+fn union(params: &Params) -> anyhow::Result<(Arc<Union<DirTree>>, Roots)> {
+    let mut all = Vec::new();
+    for (what, path) in params.paths() {
+        let fd = root::open_dir(path)
+            .map_err(|errno| failure(format_args!("{what} {}", path.display()), errno, "see that it is still there"))?;
+        all.push(fd);
+    }
+    let lowers = params.lowers.iter().map(|path| DirTree::lower(path).map(Layer::trusted)).collect::<Result<_, _>>()?;
+    let upper = match &params.writable {
+        Some(Writable { upper, work }) => Some(Layer::trusted(DirTree::upper(upper, work)?)),
+        None => None,
+    };
+    let behaviour = behaviour(params.volatile, params.live_lowers);
+    Ok((make_union(LayerStack { upper, lowers }, behaviour)?, Roots { all }))
+}
+
+/// How a union behaves that is served by this process, whose umask is 0.
+pub(crate) fn behaviour(volatile: bool, live_lowers: bool) -> Behaviour {
+    Behaviour { volatile, live_lowers, own_ids: own_ids() }
+}
+
+/// Effective user and group: the owner of this process's directory in `/proc`.
+fn own_ids() -> Option<(u32, u32)> {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata("/proc/self").ok().map(|meta| (meta.uid(), meta.gid()))
+}
+
+/// Merges layers.
+pub(crate) fn make_union(stack: LayerStack<DirTree>, behaviour: Behaviour) -> anyhow::Result<Arc<Union<DirTree>>> {
+    Union::new(stack, behaviour).map(Arc::new).map_err(|error| failure("layers", error, "see that their roots can be read"))
+}
+
+fn fuse_options(params: &Params) -> FuseOptions {
+    use std::os::unix::ffi::OsStrExt;
+    let mut attrs = match params.atime {
+        Atime::Relative => MountAttrFlags::empty(),
+        Atime::Never => MountAttrFlags::MOUNT_ATTR_NOATIME,
+        Atime::Strict => MountAttrFlags::MOUNT_ATTR_STRICTATIME,
+    };
+    attrs.set(MountAttrFlags::MOUNT_ATTR_NODIRATIME, params.no_dir_atime);
+    FuseOptions {
+        source: params.fsname.as_ref().map_or_else(|| SUBTYPE.into(), |name| name.as_bytes().to_vec()),
+        dev: params.dev,
+        suid: params.suid,
+        exec: params.exec,
+        read_only: params.is_read_only(),
+        attrs,
+        ..shared_fuse_options()
+    }
+}
+
+/// What all mounts have: for all users, as the permissions of files say.
+pub(crate) fn shared_fuse_options() -> FuseOptions {
+    FuseOptions {
+        source: SUBTYPE.into(),
+        subtype: Some(SUBTYPE.to_owned()),
+        allow_other: true,
+        default_permissions: true,
+        ..FuseOptions::default()
+    }
+}
+
+/// Attaches a mount that is served already; `record` is called before anybody sees it.
+fn attach(mount: BorrowedFd<'_>, mountpoint: &Path, record: impl FnOnce((u32, u32))) -> Result<Attached, Errno> {
+    let id = mount::mount_id_of(mount)?;
+    // The union answers: the loops run.
+    let dev = at::stat(At::Fd(mount))?.dev;
+    let dev = (stat::major(dev), stat::minor(dev));
+    record(dev);
+    mount::move_mount_path(mount, mountpoint)?;
+    Ok(Attached { id, dev })
+}
+
+/// A mount works without its record, `plyfs diff` of it does not.
+fn write_record(plan: &Plan, dev: (u32, u32), roots: &Roots) -> Option<Written> {
+    let options = Text::from(plan.params.to_os_string());
+    let written = Record::own(dev, &plan.mountpoint, options).and_then(|mut record| {
+        let fds = roots.all.iter().map(|fd| process::number(fd.as_fd()));
+        for ((what, path), fd) in plan.params.paths().zip(fds) {
+            let layer = record::Layer { path: Text::from(path.as_path()), fd };
+            match what {
+                "lowerdir" => record.lowers.push(layer),
+                "upperdir" => record.upper = Some(layer),
+                _ => record.work = Some(layer.path),
+            }
+        }
+        record.write()
+    });
+    match written {
+        Ok(written) => Some(written),
+        Err(error) => {
+            super::fail::note(format_args!("mount {}: no record for 'plyfs diff' in /run/plyfs: {error}", plan.mountpoint.display()));
+            None
+        }
+    }
+}
+
+/// Starts the thread that unmounts at SIGTERM, SIGINT and SIGHUP. A mount that is in use leaves the tree and is served until its last user is
+/// gone.
+fn unmount_at_signal(signals: SignalWaiter, attached: Attached, mountpoint: PathBuf) -> anyhow::Result<()> {
+    let thread = std::thread::Builder::new().name("plyfs-signals".to_owned());
+    let wait = move || {
+        loop {
+            match signals.wait() {
+                Ok(signal) => tracing::info!(?signal, "asked to end"),
+                Err(errno) => {
+                    tracing::error!(%errno, "signals cannot be read any more");
+                    return;
+                }
+            }
+            if let Err(errno) = unmount(&attached) {
+                tracing::error!(%errno, mountpoint = %mountpoint.display(), "cannot unmount");
+            }
+        }
+    };
+    thread.spawn(wait).map(drop).map_err(|error| failure("a thread for signals", error, "raise the limit of processes (ulimit -u)"))
+}
+
+fn unmount(attached: &Attached) -> Result<(), Errno> {
+    let table = mount::mounts()?;
+    let Some(mount) = table.iter().find(|mount| mount.id == attached.id && mount.dev == attached.dev) else {
+        tracing::info!("somebody has unmounted it; it is served for those who still use it");
+        return Ok(());
+    };
+    if table.iter().any(|other| other.parent == mount.id && other.mountpoint == mount.mountpoint) {
+        // By path only that one could be unmounted, which is not ours.
+        tracing::warn!("another mount lies over it; unmount that one first");
+        return Ok(());
+    }
+    match mount::umount(mount.mountpoint.as_slice(), false) {
+        Err(Errno::BUSY) => {
+            tracing::info!("in use; it leaves the tree and is served until its last user is gone");
+            mount::umount(mount.mountpoint.as_slice(), true)
+        }
+        result => result,
+    }
+}

@@ -1,0 +1,111 @@
+//! `plyfs diff`: what the upper of a union changed against its lowers.
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use plyfs_format::Change;
+use plyfs_overlay::params::parse_paths;
+use plyfs_overlay::{ChangeOptions, DirTree, Layer, LayerStack, changes_of, check_overlap};
+
+use super::fail::failure;
+use super::operand::{self, Known, Type};
+use super::record::Record;
+use super::{mounts, output};
+
+/// Show what was added, changed and deleted.
+///
+/// Prints a line for each path: A, C or D and the path, sorted by bytes, a directory before what is in it.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The mountpoint of a union
+    #[arg(value_name = "MOUNTPOINT", required_unless_present = "upper", conflicts_with_all = ["upper", "lower"])]
+    operand: Option<OsString>,
+    /// What the operand is, where it could be several things
+    #[arg(long = "type", value_name = "TYPE", requires = "operand")]
+    kind: Option<Type>,
+    /// Compare this upper directory, which need not be mounted
+    #[arg(long, value_name = "DIR", requires = "lower")]
+    upper: Option<PathBuf>,
+    /// With these lower directories, the topmost first
+    #[arg(long, value_name = "DIR[:DIR...]", requires = "upper")]
+    lower: Option<OsString>,
+    #[command(flatten)]
+    show: Show,
+}
+
+/// How a diff is shown.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Show {
+    /// Print the array of objects that docker's API has
+    #[arg(long)]
+    json: bool,
+    /// Count every extended attribute, not only security.capability
+    #[arg(long)]
+    xattrs: bool,
+}
+
+impl Show {
+    /// What counts.
+    pub(crate) fn options(&self) -> ChangeOptions {
+        ChangeOptions { xattrs: self.xattrs }
+    }
+
+    /// Prints it.
+    pub(crate) fn print(&self, changes: &[Change]) -> anyhow::Result<()> {
+        output::changes(changes, self.json)
+    }
+}
+
+/// Finds the layers, compares, prints.
+pub(crate) fn main(args: Args) -> anyhow::Result<ExitCode> {
+    let changes = match (&args.operand, &args.upper, &args.lower) {
+        (Some(operand), ..) => of_operand(operand, args.kind, &args.show.options())?,
+        (None, Some(upper), Some(lower)) => {
+            let lowers = parse_paths("--lower", lower)?;
+            let layers: Vec<(&'static str, &Path)> =
+                lowers.iter().map(|lower| ("lowerdir", lower.as_path())).chain([("upperdir", upper.as_path())]).collect();
+            check_overlap(&layers)?;
+            of_layers(&format!("diff {}", upper.display()), upper, &lowers, &args.show.options())?
+        }
+        _ => return Err(failure("diff", "nothing to compare", "give a mountpoint, or --upper and --lower")),
+    };
+    args.show.print(&changes)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn of_operand(operand: &OsStr, forced: Option<Type>, options: &ChangeOptions) -> anyhow::Result<Vec<Change>> {
+    let path = mounts::canonical(Path::new(operand));
+    let table = mounts::table()?;
+    let mountpoint = path.as_ref().is_ok_and(|path| mounts::at(&table, path).is_some());
+    let known = Known { mountpoint, ..Known::default() };
+    operand::only_mounts("diff", operand, operand::resolve("diff", operand, forced, &known)?)?;
+    let at = format!("diff {}", operand.display());
+    let path = path.map_err(|error| failure(&at, error, "give the mountpoint of a union, or --upper and --lower"))?;
+    let Some(mount) = mounts::at(&table, &path).filter(|mount| mounts::is_plyfs(mount)) else {
+        let remedy = match mounts::holding(&table, &path).filter(|mount| mounts::is_plyfs(mount)) {
+            Some(mount) => format!("its union is mounted at {}", mounts::mountpoint(mount).display()),
+            None => "give the mountpoint of a union, or --upper and --lower".to_owned(),
+        };
+        return Err(failure(&at, "no union of plyfs is mounted there", remedy));
+    };
+    let record = Record::find(mount.dev).map_err(|error| failure(&at, error, "give --upper and --lower"))?;
+    let Some(record) = record else {
+        let why = "its server is dead, or left no record in /run/plyfs";
+        return Err(failure(&at, why, "give --upper and --lower"));
+    };
+    let Some(upper) = &record.upper else { return Ok(Vec::new()) };
+    let lowers: Vec<PathBuf> = record.lowers.iter().map(|lower| record.way_to(lower)).collect();
+    of_layers(&at, &record.way_to(upper), &lowers, options)
+}
+
+fn of_layers(at: &str, upper: &Path, lowers: &[PathBuf], options: &ChangeOptions) -> anyhow::Result<Vec<Change>> {
+    let upper = Some(Layer::trusted(DirTree::upper_readonly(upper)?));
+    let lowers = lowers.iter().map(|lower| DirTree::lower(lower).map(Layer::trusted)).collect::<Result<_, _>>()?;
+    compare(at, LayerStack { upper, lowers }, options)
+}
+
+/// Compares, with the error of one who reads layers.
+pub(crate) fn compare(at: &str, stack: LayerStack<DirTree>, options: &ChangeOptions) -> anyhow::Result<Vec<Change>> {
+    changes_of(stack, options).map_err(|error| failure(at, error, "see that the layers can be read, as root as a rule"))
+}

@@ -1,0 +1,48 @@
+//! Errors as the user sees them.
+
+use std::fmt::Display;
+use std::process::ExitCode;
+
+/// An error: what failed and where, why, and what to do about it.
+pub(crate) fn failure(at: impl Display, why: impl Display, remedy: impl Display) -> anyhow::Error {
+    anyhow::anyhow!("{at}: {why}; {remedy}")
+}
+
+/// Prints it as the one line that it is, and gives back the exit code: that of the launcher where the error is the launcher's, else `code`.
+pub(crate) fn print(error: &anyhow::Error, code: u8) -> ExitCode {
+    eprintln!("plyfs: {}", one_line(&format!("{error:#}")));
+    ExitCode::from(error.downcast_ref::<plyfs_runtime::Error>().map_or(code, plyfs_runtime::Error::exit_code))
+}
+
+/// Prints a notice, which is no error.
+pub(crate) fn note(text: impl Display) {
+    eprintln!("plyfs: {}", one_line(&text.to_string()));
+}
+
+/// Shows control characters as escapes: names may hold line breaks, and terminals obey what is not escaped.
+pub(crate) fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for char in text.chars() {
+        if char.is_control() { line.extend(char.escape_default()) } else { line.push(char) }
+    }
+    line
+}
+
+/// Refuses for lack of root, by the name of the verb.
+pub(crate) fn need_root(verb: &str) -> anyhow::Result<()> {
+    if plyfs_sys::process::effective_uid() == 0 {
+        return Ok(());
+    }
+    Err(failure(verb, "it needs root in this version; ordinary users come with a later one", format_args!("run 'sudo plyfs {verb} ...'")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_cannot_break_the_line() {
+        let error = failure("mountpoint /a\nb\u{1b}[2J", "no such", "make it");
+        assert_eq!(one_line(&format!("{error:#}")), "mountpoint /a\\nb\\u{1b}[2J: no such; make it");
+    }
+}

@@ -1,0 +1,121 @@
+//! Upper layers that plyfs makes itself, and lowers that are filesystems of the host.
+
+use std::fs::DirBuilder;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use plyfs_format::Dialect;
+use plyfs_overlay::{DirTree, Layer, LayerStack};
+use plyfs_sys::at::{self, At, SetTime, XattrMode};
+use plyfs_sys::mount::{self, MountAttrFlags, Propagation, SetAttr};
+use plyfs_sys::{Errno, root};
+
+use super::fail::failure;
+
+/// The two directories of a writable layer.
+#[derive(Clone, Debug)]
+pub(crate) struct Pair {
+    pub(crate) upper: PathBuf,
+    pub(crate) work: PathBuf,
+}
+
+impl Pair {
+    /// `upper` and `work` in a directory.
+    pub(crate) fn within(dir: &Path) -> Self {
+        Self { upper: dir.join("upper"), work: dir.join("work") }
+    }
+
+    /// Makes them. The root of a union looks as that of its upper, so this one is made to look as that of the lower.
+    pub(crate) fn make(&self, like: BorrowedFd<'_>) -> anyhow::Result<()> {
+        make_dir(&self.work)?;
+        make_dir(&self.upper)?;
+        look_alike(&self.upper, like)
+            .map_err(|errno| failed(&self.upper, format_args!("cannot give it the owner and mode of the directory below: {errno}")))
+    }
+}
+
+/// Makes a directory and those above it, for root alone.
+pub(crate) fn make_dir(dir: &Path) -> anyhow::Result<()> {
+    DirBuilder::new().mode(0o700).recursive(true).create(dir).map_err(|error| failed(dir, error))
+}
+
+fn failed(dir: &Path, why: impl std::fmt::Display) -> anyhow::Error {
+    failure(format_args!("directory {}", dir.display()), why, "see that root can write there, or give another place")
+}
+
+/// Gives a directory the owner, mode, times and extended attributes of another one.
+fn look_alike(dir: &Path, like: BorrowedFd<'_>) -> Result<(), Errno> {
+    let fd = root::open_dir(dir)?;
+    let at = At::Fd(fd.as_fd());
+    let stat = at::stat(At::Fd(like))?;
+    at::chown(at, Some(stat.uid), Some(stat.gid))?;
+    for name in attributes(like)? {
+        let Some(own) = plyfs_format::translate_xattr(Dialect::Trusted, Dialect::Trusted, &name) else { continue };
+        match at::get_xattr(At::Fd(like), &name).and_then(|value| at::set_xattr(at, &own, &value, XattrMode::Any)) {
+            Ok(()) | Err(Errno::NODATA) => {}
+            Err(errno @ (Errno::OPNOTSUPP | Errno::PERM)) => {
+                tracing::warn!(name = %String::from_utf8_lossy(&name), %errno, "an attribute of the root directory is not in the view");
+            }
+            Err(errno) => return Err(errno),
+        }
+    }
+    at::chmod(at, stat.mode)?;
+    at::set_times(at, SetTime::To(stat.atime), SetTime::To(stat.mtime))
+}
+
+fn attributes(dir: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, Errno> {
+    match at::list_xattr(At::Fd(dir)) {
+        Err(Errno::OPNOTSUPP) => Ok(Vec::new()),
+        other => other,
+    }
+}
+
+/// The one mount of the host at a path, without those below it, as a clone that nobody else sees: read-only, no access times are changed by
+/// it, and what is mounted on the host later does not come into it.
+pub(crate) fn host_lower(mountpoint: &Path) -> Result<OwnedFd, Errno> {
+    let clone = mount::open_tree_clone_path(mountpoint, false)?;
+    let attr = SetAttr {
+        set: MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NOATIME,
+        propagation: Some(Propagation::Private),
+        ..SetAttr::default()
+    };
+    mount::mount_setattr(clone.as_fd(), &attr, false)?;
+    Ok(clone)
+}
+
+/// A lower, from a descriptor that stays the caller's.
+pub(crate) fn lower(fd: BorrowedFd<'_>) -> anyhow::Result<DirTree> {
+    let copy = fd.try_clone_to_owned()?;
+    DirTree::lower_from_fd(copy).map_err(|errno| failure("a lower layer", errno, "see that root can read it"))
+}
+
+/// A stack on lowers that are open.
+pub(crate) fn stack(upper: DirTree, lowers: &[OwnedFd]) -> anyhow::Result<LayerStack<DirTree>> {
+    let lowers = lowers.iter().map(|fd| lower(fd.as_fd()).map(Layer::trusted)).collect::<anyhow::Result<_>>()?;
+    Ok(LayerStack { upper: Some(Layer::trusted(upper)), lowers })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_upper_looks_as_the_lower() {
+        use std::os::unix::fs::{MetadataExt, PermissionsExt};
+        let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let like = dir.path().join("like");
+        std::fs::create_dir(&like).unwrap();
+        std::fs::set_permissions(&like, std::fs::Permissions::from_mode(0o1773)).unwrap();
+        let fd = root::open_dir(&like).unwrap();
+        at::set_xattr(At::Fd(fd.as_fd()), b"user.x", b"1", XattrMode::Any).unwrap();
+        at::set_times(At::Fd(fd.as_fd()), SetTime::Omit, SetTime::To(plyfs_sys::stat::Time { sec: 5, nsec: 6 })).unwrap();
+        let pair = Pair::within(&dir.path().join("a/b"));
+        pair.make(fd.as_fd()).unwrap();
+        let meta = pair.upper.metadata().unwrap();
+        assert_eq!((meta.mode() & 0o7777, meta.mtime(), meta.mtime_nsec()), (0o1773, 5, 6));
+        let upper = root::open_dir(&pair.upper).unwrap();
+        assert_eq!(at::get_xattr(At::Fd(upper.as_fd()), b"user.x").unwrap(), b"1");
+        assert_eq!(pair.work.metadata().unwrap().mode() & 0o777, 0o700);
+    }
+}

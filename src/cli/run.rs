@@ -1,0 +1,221 @@
+//! `plyfs run`: runs a command with a union of given directories as its root.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use plyfs_format::Change;
+use plyfs_fuse::ServeOptions;
+use plyfs_overlay::params::parse_paths;
+use plyfs_overlay::{ChangeOptions, DirTree, Layer, LayerStack, check_overlap};
+use plyfs_runtime::{FdIndex, InnerPath, Launcher, Root, Spec};
+use plyfs_sys::mount::FuseOptions;
+use plyfs_sys::root;
+
+use super::fail::{failure, need_root};
+use super::layers::{Pair, make_dir};
+use super::store::{Scratch, Store};
+use super::{daemon, diff, mount, output};
+
+const MORE: &str = "\
+The directories are not changed: what the command writes goes to a layer of its own, which is
+discarded at the end or is the directory of --upper. The environment holds PATH, and TERM if it is
+set. The exit code is that of the command, 128+n for signal n, 127 if it is not found, 126 if it
+cannot be executed, 125 if plyfs failed.";
+
+/// Run a command with a union of directories as its root.
+#[derive(Debug, clap::Args)]
+#[command(after_help = MORE)]
+pub(crate) struct Args {
+    /// The directories, the topmost first
+    #[arg(long, value_name = "DIR[:DIR...]")]
+    rootfs: OsString,
+    /// Keep the changes in this directory, made if need be
+    #[arg(long, value_name = "DIR")]
+    upper: Option<PathBuf>,
+    /// The work directory, on the filesystem of the upper [default: DIR.work]
+    #[arg(long, value_name = "DIR", requires = "upper")]
+    work: Option<PathBuf>,
+    /// Show what changed when the command has ended
+    #[arg(long)]
+    diff: bool,
+    /// The host name that the command sees
+    #[arg(long, value_name = "NAME")]
+    hostname: Option<OsString>,
+    /// The directory to run it in
+    #[arg(short, long, value_name = "DIR", default_value = "/")]
+    workdir: OsString,
+    /// Set a variable of its environment, or pass one on
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    env: Vec<OsString>,
+    /// The command and its arguments [default: /bin/sh]
+    #[arg(value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<OsString>,
+}
+
+/// Where the changes go.
+struct Place {
+    pair: Pair,
+    /// Goes at the end.
+    scratch: Option<Scratch>,
+}
+
+/// Does it.
+pub(crate) fn main(args: Args, root: Option<PathBuf>) -> anyhow::Result<ExitCode> {
+    need_root("run")?;
+    let lowers = absolute("rootfs", parse_paths("--rootfs", &args.rootfs)?)?;
+    let env = environment(&args.env)?;
+    mount::check_fuse("run")?;
+    let opened = lowers
+        .iter()
+        .map(|lower| {
+            root::open_dir(lower)
+                .map_err(|errno| failure(format_args!("rootfs {}", lower.display()), errno, "create it, or correct the path"))
+        })
+        .collect::<anyhow::Result<Vec<OwnedFd>>>()?;
+    let place = place(&args, &lowers, opened.first(), root)?;
+
+    plyfs_sys::limits::umask(0);
+    // A layer that is thrown away is not worth a wait for the disk.
+    let behaviour = daemon::behaviour(place.scratch.is_some(), false);
+    let union = daemon::make_union(stack(&lowers, DirTree::upper(&place.pair.upper, &place.pair.work)?)?, behaviour)?;
+    let options = FuseOptions { dev: false, ..daemon::shared_fuse_options() };
+    let served = daemon::serve(&union, &options, ServeOptions::default(), "run")?;
+    drop(union);
+    let mount = served.take_mount().ok_or_else(|| failure("run", "the mount was lost", "run it once more"))?;
+
+    let command = if args.command.is_empty() { vec![OsString::from("/bin/sh")] } else { args.command };
+    let mut spec = Spec::new(Root::Fd(FdIndex(0)), command);
+    spec.hostname = args.hostname;
+    spec.cwd = InnerPath::from(&args.workdir);
+    set_environment(&mut spec.env, env);
+    let mut running = Launcher::new().spawn(&spec, vec![mount])?;
+    // Not before: the command would inherit it.
+    if let Err(errno) = plyfs_sys::limits::raise_nofile() {
+        tracing::warn!(%errno, "the limit of open files stays");
+    }
+    let status = running.wait()?;
+    drop(running);
+    served.join()?;
+    if args.diff {
+        output::changes(&changes(&lowers, &place.pair.upper)?, false)?;
+    }
+    Ok(ExitCode::from(status.code()))
+}
+
+fn changes(lowers: &[PathBuf], upper: &Path) -> anyhow::Result<Vec<Change>> {
+    diff::compare("run --diff", stack(lowers, DirTree::upper_readonly(upper)?)?, &ChangeOptions::default())
+}
+
+fn stack(lowers: &[PathBuf], upper: DirTree) -> anyhow::Result<LayerStack<DirTree>> {
+    let lowers = lowers.iter().map(|path| DirTree::lower(path).map(Layer::trusted)).collect::<Result<_, _>>()?;
+    Ok(LayerStack { upper: Some(Layer::trusted(upper)), lowers })
+}
+
+fn absolute(what: &str, paths: Vec<PathBuf>) -> anyhow::Result<Vec<PathBuf>> {
+    let one = |path: PathBuf| {
+        std::path::absolute(&path).map_err(|error| failure(format_args!("{what} {}", path.display()), error, "give an absolute path"))
+    };
+    paths.into_iter().map(one).collect()
+}
+
+/// Makes the writable layer, after all that can be known to fail.
+fn place(args: &Args, lowers: &[PathBuf], like: Option<&OwnedFd>, root: Option<PathBuf>) -> anyhow::Result<Place> {
+    let like = like.ok_or_else(|| failure("--rootfs", "no directory is given", "give one or more, with colons between them"))?;
+    let mut layers: Vec<(&'static str, &Path)> = lowers.iter().map(|lower| ("rootfs", lower.as_path())).collect();
+    check_overlap(&layers)?;
+    let Some(upper) = &args.upper else {
+        let store = Store::at(root)?;
+        if let Some(lower) = lowers.iter().filter_map(|lower| lower.canonicalize().ok()).find(|lower| store.path().starts_with(lower)) {
+            let why = format!("the state directory {} is in it", store.path().display());
+            let remedy = "take another state directory with --root DIR; for a view of this machine use 'plyfs try'";
+            return Err(failure(format_args!("rootfs {}", lower.display()), why, remedy));
+        }
+        let scratch = store.scratch()?;
+        let pair = Pair::within(&scratch.dir);
+        pair.make(like.as_fd())?;
+        return Ok(Place { pair, scratch: Some(scratch) });
+    };
+    let mut pair = absolute("upper", vec![upper.clone()])?;
+    pair.extend(args.work.iter().cloned());
+    let mut pair = absolute("work", pair)?.into_iter();
+    let upper = pair.next().unwrap_or_default();
+    let work = pair.next().unwrap_or_else(|| beside(&upper));
+    let pair = Pair { upper, work };
+    // What is there is checked first; only then is made what is missing.
+    for (what, path) in [("upper", &pair.upper), ("work", &pair.work)] {
+        let nearest = path.ancestors().find(|dir| dir.exists()).unwrap_or(path);
+        layers.push((what, nearest));
+        if nearest == path.as_path() {
+            check_overlap(&layers)?;
+        } else if let Some(inside) = lowers.iter().filter_map(|lower| lower.canonicalize().ok()).find(|lower| is_in(nearest, lower)) {
+            let why = format!("it would be inside rootfs {}", inside.display());
+            return Err(failure(format_args!("{what} {}", path.display()), why, "layers must not overlap: give a directory outside"));
+        }
+        layers.pop();
+    }
+    if pair.upper.exists() {
+        make_dir(&pair.work)?;
+    } else {
+        pair.make(like.as_fd())?;
+    }
+    Ok(Place { pair, scratch: None })
+}
+
+fn is_in(path: &Path, dir: &Path) -> bool {
+    path.canonicalize().is_ok_and(|path| path.starts_with(dir))
+}
+
+/// `DIR.work`.
+fn beside(upper: &Path) -> PathBuf {
+    let mut name = upper.as_os_str().to_owned();
+    name.push(".work");
+    name.into()
+}
+
+/// `NAME=VALUE`, or `NAME` with the value that it has here.
+fn environment(given: &[OsString]) -> anyhow::Result<Vec<(OsString, OsString)>> {
+    let mut variables = Vec::new();
+    for entry in given {
+        let bytes = entry.as_bytes();
+        let (name, value) = match bytes.iter().position(|&byte| byte == b'=') {
+            Some(at) => {
+                let (name, value) = bytes.split_at(at);
+                (OsStr::from_bytes(name).to_owned(), Some(OsString::from_vec(value.get(1..).unwrap_or_default().to_vec())))
+            }
+            None => (entry.clone(), std::env::var_os(entry)),
+        };
+        if name.is_empty() {
+            return Err(failure(format_args!("--env {}", entry.display()), "no name before the =", "give NAME=VALUE"));
+        }
+        // As docker: one that is not set here is not set there.
+        variables.extend(value.map(|value| (name, value)));
+    }
+    Ok(variables)
+}
+
+fn set_environment(env: &mut Vec<(OsString, OsString)>, given: Vec<(OsString, OsString)>) {
+    let term = std::env::var_os("TERM").map(|term| (OsString::from("TERM"), term));
+    for (name, value) in term.into_iter().chain(given) {
+        env.retain(|(known, _)| *known != name);
+        env.push((name, value));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_value_of_a_variable_counts() {
+        let given = ["A=1", "B=", "A=2=3", "PLYFS_SURELY_NOT_SET"].map(OsString::from);
+        let mut env = vec![(OsString::from("A"), OsString::from("0"))];
+        set_environment(&mut env, environment(&given).unwrap());
+        let get = |name: &str| env.iter().filter(|(known, _)| known == name).map(|(_, value)| value.to_str().unwrap()).collect::<Vec<_>>();
+        assert_eq!((get("A"), get("B"), get("PLYFS_SURELY_NOT_SET")), (vec!["2=3"], vec![""], vec![]));
+        assert!(environment(&["=x".into()]).is_err());
+        assert_eq!(beside(Path::new("/a/u")), Path::new("/a/u.work"));
+    }
+}

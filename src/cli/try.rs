@@ -1,0 +1,271 @@
+//! `plyfs try`: runs a command on a copy-on-write view of this machine, shows what it changed, and keeps or discards that.
+
+use std::ffi::OsString;
+use std::io::{self, BufRead, IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use plyfs_format::Change;
+use plyfs_overlay::ChangeOptions;
+use plyfs_runtime::{FdIndex, InnerPath, Launcher, Root, Spec};
+
+use super::diff::Show;
+use super::fail::{failure, need_root, note};
+use super::names::Name;
+use super::store::{Held, Meta, State, Store, now};
+use super::text::{Text, ago, command_line, shortened};
+use super::view::{self, View};
+use super::{mount, output};
+
+const MORE: &str = "\
+The command sees the files of this machine, and writes to layers of its own. When it has ended,
+what it added, changed and deleted is printed. On a terminal you are asked whether to keep that;
+elsewhere it is kept, under a name that is told on stderr, unless --discard is given.
+Network traffic, signals and other effects beyond files are not undone. Sockets of the host (docker,
+dbus, systemd) are masked for that reason. The exit code is that of the command, 128+n for signal n,
+127 if it is not found, 126 if it cannot be executed, 125 if plyfs failed.";
+
+/// Run a command on a view of this machine, and see what it changes.
+#[derive(Debug, clap::Args)]
+#[command(after_help = MORE, subcommand_negates_reqs = true, override_usage = "plyfs try [OPTIONS] [--] COMMAND...\n       plyfs try list | diff NAME | discard NAME")]
+pub(crate) struct Args {
+    /// Discard the changes when the command has ended
+    #[arg(long, conflicts_with = "keep")]
+    discard: bool,
+    /// Keep the changes under this name
+    #[arg(long, value_name = "NAME")]
+    keep: Option<String>,
+    /// Let the command reach the sockets of this machine: docker, dbus, systemd
+    #[arg(long)]
+    host_sockets: bool,
+    /// The command and its arguments; after -- a word of plyfs's own is a command, too
+    #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) command: Vec<OsString>,
+    #[command(subcommand)]
+    pub(crate) verb: Option<Verb>,
+}
+
+/// What can be done with tries.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Verb {
+    /// List the tries that are kept, run, or were cut off
+    List,
+    /// Show what a kept one changed, against this machine as it is now
+    Diff {
+        /// Which
+        name: String,
+        #[command(flatten)]
+        show: Show,
+    },
+    /// Discard kept ones
+    Discard {
+        /// Which
+        #[arg(value_name = "NAME", required = true)]
+        names: Vec<String>,
+    },
+    /// Carry changes out on this machine (comes with a later version)
+    Apply {
+        /// Which
+        name: String,
+    },
+}
+
+/// What to do with the changes.
+enum Fate {
+    Discard,
+    Keep,
+    KeepAs(Name),
+}
+
+/// Does it.
+pub(crate) fn main(args: Args, root: Option<PathBuf>) -> anyhow::Result<ExitCode> {
+    if args.verb.is_some() && (args.discard || args.keep.is_some() || args.host_sockets) {
+        return Err(failure("try", "--discard, --keep and --host-sockets go with a command", "leave them out"));
+    }
+    if let Some(Verb::Apply { name }) = &args.verb {
+        let remedy = format!("look at the changes with 'plyfs try diff {name}'");
+        return Err(failure(format_args!("try apply {name}"), "it comes with a later version", remedy));
+    }
+    need_root("try")?;
+    let store = Store::at(root)?;
+    match args.verb {
+        None => run(&args, &store),
+        Some(Verb::List) => list(&store),
+        Some(Verb::Diff { name, show }) => show_kept(&store, &Name::new("try diff", &name)?, &show),
+        Some(Verb::Discard { names }) => discard(&store, &names),
+        Some(Verb::Apply { .. }) => Ok(ExitCode::FAILURE),
+    }
+}
+
+fn run(args: &Args, store: &Store) -> anyhow::Result<ExitCode> {
+    let keep = args.keep.as_deref().map(|name| Name::new("try --keep", name)).transpose()?;
+    mount::check_fuse("try")?;
+    let prepared = View::of_host(store.path())?.prepare()?;
+    let command = args.command.iter().cloned().map(Text::from).collect();
+    let mut meta = Meta::new(command, prepared.filesystems());
+    let held = store.create(keep.as_ref(), &meta)?;
+
+    let outcome = execute(args, store, prepared, &held);
+    let (code, changes) = match outcome {
+        Ok(outcome) => outcome,
+        Err(Failed::Before(error)) => {
+            held.discard()?;
+            return Err(error);
+        }
+        Err(Failed::After(code, error)) => {
+            meta.exit = Some(code);
+            held.describe(&meta)?;
+            kept(&held.name);
+            return Err(error);
+        }
+    };
+    // From here on an interrupted plyfs leaves a kept try.
+    meta.exit = Some(code);
+    held.describe(&meta)?;
+    output::changes(&changes, false)?;
+    decide(args, held, &changes)?;
+    Ok(ExitCode::from(code))
+}
+
+/// When it failed.
+enum Failed {
+    /// The command did not run: nothing is worth keeping.
+    Before(anyhow::Error),
+    /// It ran, and ended with this code.
+    After(u8, anyhow::Error),
+}
+
+fn execute(args: &Args, store: &Store, prepared: view::Prepared, held: &Held) -> Result<(u8, Vec<Change>), Failed> {
+    plyfs_sys::limits::umask(0);
+    let sockets = if args.host_sockets { Vec::new() } else { prepared.masked_sockets() };
+    let mut view = prepared.serve(held).map_err(Failed::Before)?;
+    let mut spec = Spec::new(Root::Fd(FdIndex(0)), args.command.iter().cloned());
+    spec.mounts.append(&mut view.mounts);
+    if args.host_sockets {
+        spec.mounts.extend(view::bound_sockets());
+    }
+    spec.masked.extend(sockets);
+    // Whoever could look in there would see the layers of the view itself, and other tries.
+    spec.masked.push(InnerPath::from(store.path()));
+    spec.env = std::env::vars_os().collect();
+    spec.cwd = std::env::current_dir().map_or_else(|_| InnerPath::from("/"), InnerPath::from);
+    spec.cwd_or_root = true;
+    // The command is anything that runs on this machine, sudo and su included; what they can reach at most is limited all the same.
+    spec.no_new_privs = false;
+
+    let fds = std::mem::take(&mut view.fds);
+    let mut running = match Launcher::new().spawn(&spec, fds) {
+        Ok(running) => running,
+        Err(error) => {
+            view.give_up();
+            return Err(Failed::Before(error.into()));
+        }
+    };
+    // Not before: the command would inherit it.
+    if let Err(errno) = plyfs_sys::limits::raise_nofile() {
+        tracing::warn!(%errno, "the limit of open files stays");
+    }
+    let status = running.wait().map_err(|error| Failed::After(error.exit_code(), error.into()))?;
+    drop(running);
+    let changes = view.finish(held, &ChangeOptions::default()).map_err(|error| Failed::After(status.code(), error))?;
+    Ok((status.code(), changes))
+}
+
+fn decide(args: &Args, mut held: Held, changes: &[Change]) -> anyhow::Result<()> {
+    let fate = if args.discard {
+        Fate::Discard
+    } else if args.keep.is_some() {
+        Fate::Keep
+    } else if changes.is_empty() {
+        note("try: nothing changed");
+        Fate::Discard
+    } else if io::stdin().is_terminal() && io::stderr().is_terminal() {
+        ask(&held.name)?
+    } else {
+        Fate::Keep
+    };
+    match fate {
+        Fate::Discard => return held.discard(),
+        Fate::Keep => {}
+        Fate::KeepAs(name) => {
+            if let Err(error) = held.rename(&name) {
+                note(format_args!("{error:#}"));
+            }
+        }
+    }
+    kept(&held.name);
+    Ok(())
+}
+
+fn kept(name: &str) {
+    note(format_args!("try: kept as {name}; 'plyfs try diff {name}' shows it, 'plyfs try discard {name}' removes it"));
+}
+
+/// Asks until there is an answer; the end of the input keeps.
+fn ask(name: &str) -> anyhow::Result<Fate> {
+    let mut input = io::stdin().lock();
+    loop {
+        let mut out = io::stderr().lock();
+        write!(out, "plyfs: keep or discard these changes? [k|k NAME|d] ")?;
+        out.flush()?;
+        drop(out);
+        let mut line = String::new();
+        if input.read_line(&mut line)? == 0 {
+            eprintln!();
+            return Ok(Fate::Keep);
+        }
+        let mut words = line.split_whitespace();
+        match (words.next(), words.next(), words.next()) {
+            (Some("d" | "discard"), None, None) => return Ok(Fate::Discard),
+            (Some("k" | "keep"), None, None) => return Ok(Fate::Keep),
+            (Some("k" | "keep"), Some(chosen), None) => match Name::new("try", chosen) {
+                Ok(name) => return Ok(Fate::KeepAs(name)),
+                Err(error) => note(format_args!("{error:#}")),
+            },
+            _ => note(format_args!("try: k keeps them as {name}, k NAME under another name, d discards them")),
+        }
+    }
+}
+
+fn list(store: &Store) -> anyhow::Result<ExitCode> {
+    let mut rows = vec![["NAME", "CREATED", "STATUS", "COMMAND"].map(str::to_owned).to_vec()];
+    for entry in store.list()? {
+        let status = match &entry.state {
+            State::Running => "Running".to_owned(),
+            State::Kept(meta) => format!("Exited ({})", meta.exit.unwrap_or_default()),
+            State::Crashed(_) => "Cut off".to_owned(),
+            State::Damaged(_) => "Damaged".to_owned(),
+        };
+        let (created, command) = match &entry.meta {
+            Some(meta) => (ago(now().saturating_sub(meta.created)), command_line(&meta.command)),
+            None => ("-".to_owned(), "-".to_owned()),
+        };
+        rows.push(vec![entry.name, created, status, shortened(&super::fail::one_line(&command), 40)]);
+    }
+    output::table(&rows)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show_kept(store: &Store, name: &Name, show: &Show) -> anyhow::Result<ExitCode> {
+    let (held, state) = store.hold(name)?;
+    let meta = match state {
+        State::Kept(meta) | State::Crashed(meta) => meta,
+        State::Running => return Err(failure(format_args!("try {}", name.as_str()), "its command runs", "wait until it has ended")),
+        State::Damaged(why) => {
+            let remedy = format!("remove it with 'plyfs try discard {}'", name.as_str());
+            return Err(failure(format_args!("try {}", name.as_str()), why, remedy));
+        }
+    };
+    show.print(&view::changes_of_kept(&held, &meta, &show.options())?)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// All names are checked before the first try goes.
+fn discard(store: &Store, names: &[String]) -> anyhow::Result<ExitCode> {
+    let names = names.iter().map(|name| Name::new("try discard", name)).collect::<anyhow::Result<Vec<_>>>()?;
+    let held = names.iter().map(|name| store.hold(name)).collect::<anyhow::Result<Vec<_>>>()?;
+    for (held, _) in held {
+        held.discard()?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
