@@ -57,6 +57,8 @@ enum Placed {
     Named { dir: DirNode, name: Name },
     /// By the fd alone, which is kept: a layer's root, an object without a name.
     Pinned(Arc<OwnedFd>),
+    /// Not any more: the node is being dropped, and nobody has it.
+    Gone,
 }
 
 /// An open file of a real directory.
@@ -80,9 +82,10 @@ impl Drop for NodeInner {
 
 impl NodeInner {
     fn take_parent(&mut self) -> Option<DirNode> {
-        match self.place.get_mut() {
-            Placed::Named { dir, .. } => Some(dir.clone()),
-            Placed::Pinned(_) => None,
+        // Taken, not cloned: a clone would leave the field to be dropped, and its parents one inside the other.
+        match std::mem::replace(self.place.get_mut(), Placed::Gone) {
+            Placed::Named { dir, .. } => Some(dir),
+            Placed::Pinned(_) | Placed::Gone => None,
         }
     }
 }
@@ -128,6 +131,7 @@ impl DirTree {
             let parent = match &*at.0.place.read() {
                 Placed::Pinned(fd) => break fd.clone(),
                 Placed::Named { dir, .. } => dir.clone(),
+                Placed::Gone => return Err(Errno::STALE),
             };
             missing.push((at, parent.clone()));
             at = parent;
@@ -136,6 +140,7 @@ impl DirTree {
             // Held over the open, so that no rename of ours moves the name away from under it.
             fd = match &*node.0.place.read() {
                 Placed::Pinned(fd) => fd.clone(),
+                Placed::Gone => return Err(Errno::STALE),
                 Placed::Named { dir, .. } if !Arc::ptr_eq(&dir.0, &parent.0) => return Ok(None),
                 Placed::Named { name, .. } => match open_checked(&node, At::Name(fd.as_fd(), name)) {
                     Ok(opened) => Arc::new(opened),
@@ -157,6 +162,7 @@ impl DirTree {
         let place = node.0.place.read();
         match &*place {
             Placed::Pinned(fd) => call(At::Fd(fd.as_fd())),
+            Placed::Gone => Err(Errno::STALE),
             Placed::Named { dir, name } => {
                 let fd = self.dir_fd(dir)?;
                 call(At::Name(fd.as_fd(), name))
@@ -396,13 +402,13 @@ impl UpperTree for DirTree {
 
     fn pin(&self, node: &DirNode) -> Result<()> {
         let dir = match &*node.0.place.read() {
-            Placed::Pinned(_) => return Ok(()),
+            Placed::Pinned(_) | Placed::Gone => return Ok(()),
             Placed::Named { dir, .. } => dir.clone(),
         };
         let dir = self.dir_fd(&dir)?;
         let mut place = node.0.place.write();
         let fd = match &*place {
-            Placed::Pinned(_) => return Ok(()),
+            Placed::Pinned(_) | Placed::Gone => return Ok(()),
             Placed::Named { name, .. } => Arc::new(open_checked(node, At::Name(dir.as_fd(), name))?),
         };
         *place = Placed::Pinned(fd);
@@ -460,5 +466,25 @@ impl UpperTree for DirTree {
 
     fn copy_data(&self, from: &DirFile, to: &DirFile, len: u64) -> Result<u64> {
         io::copy_file(from.0.as_fd(), to.0.as_fd(), len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_of_parents_goes_without_a_stack_as_deep() {
+        const DEPTH: usize = 300_000;
+        let dir = tempfile::tempdir().unwrap();
+        let fd = plyfs_sys::root::open_dir(dir.path()).unwrap();
+        let stat = at::stat(At::Fd(fd.as_fd())).unwrap();
+        let name = Name::new("d").unwrap();
+        let mut node = DirNode::new(&stat, Placed::Pinned(Arc::new(fd)));
+        for _ in 0..DEPTH {
+            node = DirNode::named(&stat, Place { dir: &node, name: &name });
+        }
+        // What a request loop has.
+        std::thread::Builder::new().stack_size(256 << 10).spawn(move || drop(node)).unwrap().join().unwrap();
     }
 }
