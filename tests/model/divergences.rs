@@ -3,6 +3,11 @@
 use std::collections::BTreeMap;
 
 use plyfs_format::ChangeKind;
+use plyfs_sys::Errno;
+
+use crate::case::{LayerSpec, Op, What};
+use crate::reference::Outcome;
+use crate::view::View;
 
 type Changes = BTreeMap<Vec<u8>, ChangeKind>;
 
@@ -11,4 +16,31 @@ type Changes = BTreeMap<Vec<u8>, ChangeKind>;
 pub(crate) fn unused_names_of_lower_hard_links(want: &Changes, got: &Changes) -> bool {
     got.iter().all(|(path, kind)| want.get(path) == Some(kind))
         && want.iter().all(|(path, kind)| got.contains_key(path) || *kind == ChangeKind::Changed)
+}
+
+/// Kernel overlayfs lists a whiteout that hides nothing: a directory that does not merge is read as it is. A look-up says that nothing is there.
+pub(crate) fn lists_stray_whiteouts(system: &str) -> bool {
+    system.starts_with("kernel")
+}
+
+/// Kernel overlayfs answers fstat of an unlinked lower file that was never copied up with the lower's own link count, which is not 0.
+pub(crate) fn keeps_links_of_removed_lowers(system: &str, want: &mut View) {
+    if system.starts_with("kernel") {
+        for object in want.slots.iter_mut().flatten().filter(|object| object.nlink == Some(0)) {
+            object.nlink = None;
+        }
+    }
+}
+
+/// Kernel overlayfs writes no redirect longer than 256 bytes (`OVL_REDIRECT_MAX`) and answers EXDEV; plyfs writes what fits into an xattr. From there on the
+/// kernel's tree is another one, and it takes no further part in the case.
+pub(crate) fn redirect_too_long(system: &str, op: &Op, got: &Outcome) -> bool {
+    system.starts_with("kernel") && matches!(op, Op::Rename { .. }) && *got == Err(Errno::XDEV)
+}
+
+/// Kernel overlayfs counts a whiteout by mark that hides nothing as an entry when it asks whether a directory is empty. Rare: such a whiteout is in the layer
+/// for the sake of another layer.
+pub(crate) fn stray_marked_whiteouts(system: &str, lowers: &[LayerSpec], op: &Op, got: &Outcome) -> bool {
+    let marked = lowers.iter().any(|layer| layer.entries.values().any(|entry| entry.what == What::MarkedWhiteout));
+    marked && system.starts_with("kernel") && matches!(op, Op::Rmdir { .. } | Op::Rename { .. }) && *got == Err(Errno::NOTEMPTY)
 }

@@ -264,7 +264,7 @@ impl Chooser<'_> {
             86..=88 => {
                 let at = self.object(|_| true);
                 let how = self.random.pick(&[How::Any, How::Any, How::Create, How::Replace]);
-                Op::SetXattr { at, name: xattr(self.random), value: data(self.random), how }
+                Op::SetXattr { at, name: xattr(self.random), value: format!("{}", self.random.below(1000)).into_bytes(), how }
             }
             89 => Op::RemoveXattr { at: self.object(|_| true), name: xattr(self.random) },
             90 => Op::Readlink { at: self.source(|kind| kind == Kind::Symlink) },

@@ -4,7 +4,8 @@
 //! | --- | --- |
 //! | `case`, `generate`, `shrink` | cases as values and text, from a seed, made small |
 //! | `reference` | the POSIX oracle, a tree in memory |
-//! | `union` | the union under test, over memory (`memory`) |
+//! | `union` | the union under test, over memory (`memory`) and real directories (`directories`) |
+//! | `plain` | a real directory or kernel mount through system calls |
 //! | `diff` | the diff by its rules |
 //! | `divergences` | where they may differ |
 //! | `run` | one case on several of them |
@@ -16,9 +17,11 @@
 mod build;
 mod case;
 mod diff;
+mod directories;
 mod divergences;
 mod generate;
 mod memory;
+mod plain;
 mod reference;
 mod regressions;
 mod run;
@@ -26,6 +29,9 @@ mod shrink;
 mod system;
 mod union;
 mod view;
+
+#[path = "../common/skip.rs"]
+mod skip;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -64,4 +70,35 @@ fn cases(name: &str, count: u64, options: Options, run: &dyn Fn(&Case) -> Result
 #[test]
 fn memory_layers_agree_with_the_reference() {
     cases("memory", 12_000, Options { ops: 24, remounts: true }, &memory::run);
+}
+
+/// Layers with whiteouts, owners and `trusted.` attributes take root.
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+#[test]
+fn directories_agree_with_a_plain_directory() {
+    if !is_root() {
+        skip::skip!("needs root");
+    }
+    let kernel = directories::no_kernel().is_none();
+    directories::with_own_mounts(move || {
+        let with = directories::With { plain: true, kernel: false, handover: kernel };
+        cases("directories", 500, Options { ops: 20, remounts: true }, &|case| directories::run(case, with));
+    });
+}
+
+#[test]
+fn kernel_overlayfs_agrees() {
+    if !is_root() {
+        skip::skip!("needs root");
+    }
+    if let Some(reason) = directories::no_kernel() {
+        skip::skip!("{reason}");
+    }
+    directories::with_own_mounts(|| {
+        let with = directories::With { plain: false, kernel: true, handover: true };
+        cases("kernel", 200, Options { ops: 20, remounts: true }, &|case| directories::run(case, with));
+    });
 }

@@ -95,7 +95,7 @@ pub(crate) fn run(case: &Case) -> Result<(), String> {
     let mut before = reference.clone();
     let layers = Arc::new(Mutex::new(Layers::new(&case.lowers, case.devices)));
     let mut union = system(&layers, case.keep);
-    let mut watched = Watched::new(&mut union);
+    let mut watched = Watched::new(&mut union, &case.lowers);
     watched.check(&reference).map_err(|e| format!("at first: {e}"))?;
     for (step, op) in case.ops.iter().enumerate() {
         let want = reference.apply(op);
@@ -109,7 +109,7 @@ pub(crate) fn run(case: &Case) -> Result<(), String> {
     check_changes(&union, &before, &reference)?;
     // The same once more by a union that knows nothing yet, and one that cannot write.
     reference.apply(&Op::Remount).unwrap();
-    let mut watched = Watched::new(&mut union);
+    let mut watched = Watched::new(&mut union, &case.lowers);
     watched.step(&Op::Remount, &Ok(crate::reference::Reply::Done), &reference).map_err(|e| format!("mounted again: {e}"))?;
     drop(watched);
     check_changes(&union, &before, &reference)?;
@@ -122,6 +122,6 @@ pub(crate) fn run(case: &Case) -> Result<(), String> {
     }
     let below = Layers { filesystems: Vec::new(), upper: finished.upper.clone(), lowers: finished.lowers.clone(), digests: Vec::new() };
     let mut read_only = UnionSystem::new("read-only memory", case.keep, Box::new(move |_| below.union(false)));
-    Watched::new(&mut read_only).check(&before)?;
+    Watched::new(&mut read_only, &case.lowers).check(&before)?;
     read_only.unmount()
 }
