@@ -126,6 +126,8 @@ pub(crate) enum Op {
         at: Path,
         mode: u32,
     },
+    /// A character device; 0:0 is what a whiteout looks like.
+    Mkchar { at: Path, mode: u32, rdev: u64 },
     Symlink {
         at: Path,
         target: Vec<u8>,
@@ -353,6 +355,7 @@ impl fmt::Display for Op {
             Self::Truncate { at, len } => write!(f, "truncate {at} {len}"),
             Self::Mkdir { at, mode } => write!(f, "mkdir {at} {mode:o}"),
             Self::Mkfifo { at, mode } => write!(f, "mkfifo {at} {mode:o}"),
+            Self::Mkchar { at, mode, rdev } => write!(f, "mkchar {at} {mode:o} {rdev}"),
             Self::Symlink { at, target } => write!(f, "symlink {at} {}", quoted(target)),
             Self::Link { from, to } => write!(f, "link {from} {to}"),
             Self::Unlink { at } => write!(f, "unlink {at}"),
@@ -472,6 +475,7 @@ fn parse_op(line: &str) -> Result<Op, String> {
         "truncate" => Op::Truncate { at: words.next()?, len: words.next()? },
         "mkdir" => Op::Mkdir { at: words.next()?, mode: words.octal()? },
         "mkfifo" => Op::Mkfifo { at: words.next()?, mode: words.octal()? },
+        "mkchar" => Op::Mkchar { at: words.next()?, mode: words.octal()?, rdev: words.next()? },
         "symlink" => Op::Symlink { at: words.next()?, target: words.data()? },
         "link" => Op::Link { from: words.next()?, to: words.next()? },
         "unlink" => Op::Unlink { at: words.next()? },

@@ -9,9 +9,9 @@ use crate::case::Name;
 use crate::reference::{Node, Reference};
 
 /// The changes from one tree to another, by path.
-pub(crate) fn diff(before: &Reference, now: &Reference) -> BTreeMap<Vec<u8>, ChangeKind> {
+pub(crate) fn diff(before: &Reference, now: &Reference, xattrs: bool) -> BTreeMap<Vec<u8>, ChangeKind> {
     let mut found = BTreeMap::new();
-    compare(&Vec::new(), Some((before, before.root())), Some((now, now.root())), &mut found);
+    compare(&Vec::new(), Some((before, before.root())), Some((now, now.root())), xattrs, &mut found);
     found
 }
 
@@ -21,12 +21,12 @@ fn path_bytes(path: &[Name]) -> Vec<u8> {
 
 type Seen<'a> = Option<(&'a Reference, &'a Node)>;
 
-fn compare(path: &Vec<Name>, before: Seen<'_>, now: Seen<'_>, found: &mut BTreeMap<Vec<u8>, ChangeKind>) {
+fn compare(path: &Vec<Name>, before: Seen<'_>, now: Seen<'_>, xattrs: bool, found: &mut BTreeMap<Vec<u8>, ChangeKind>) {
     let kind = match (before, now) {
         (None, None) => return,
         (None, Some(_)) => Some(ChangeKind::Added),
         (Some(_), None) => Some(ChangeKind::Deleted),
-        (Some((_, before)), Some((_, now))) => differs(before, now).then_some(ChangeKind::Changed),
+        (Some((_, before)), Some((_, now))) => differs(before, now, xattrs).then_some(ChangeKind::Changed),
     };
     // The root itself is never listed.
     if let Some(kind) = kind.filter(|_| !path.is_empty()) {
@@ -51,13 +51,13 @@ fn compare(path: &Vec<Name>, before: Seen<'_>, now: Seen<'_>, found: &mut BTreeM
     for name in all {
         let (old, new) = (child(before, &name), child(now, &name));
         let below = [&path[..], &[name]].concat();
-        compare(&below, before.map(|(tree, _)| tree).zip(old.as_ref()), now.map(|(tree, _)| tree).zip(new.as_ref()), found);
+        compare(&below, before.map(|(tree, _)| tree).zip(old.as_ref()), now.map(|(tree, _)| tree).zip(new.as_ref()), xattrs, found);
     }
 }
 
-fn differs(before: &Node, now: &Node) -> bool {
-    let owner = |node: &Node| (node.kind, node.mode, node.uid, node.gid);
-    if owner(before) != owner(now) {
+fn differs(before: &Node, now: &Node, xattrs: bool) -> bool {
+    let owner = |node: &Node| (node.kind, node.mode, node.uid, node.gid, node.rdev);
+    if owner(before) != owner(now) || (xattrs && before.xattrs != now.xattrs) {
         return true;
     }
     before.kind != Kind::Dir && (before.mtime != now.mtime || before.data != now.data)

@@ -12,22 +12,25 @@ use tempfile::TempDir;
 
 use crate::build::on_disk;
 use crate::case::{Case, Entry, LayerSpec, Name, Op, What};
+use crate::divergences;
+use crate::plain::Plain;
 use crate::reference::{Mtime, Reference, Reply};
 use crate::run::{Watched, at_step, check_changes};
 use crate::union::{Again, UnionSystem};
-use crate::plain::Plain;
 use plyfs_sys::stat::Kind;
 
 /// Layers in a temporary directory; a restack puts a new upper on top.
 pub(crate) struct Layers {
     base: TempDir,
+    /// The union makes objects where they belong, if it can.
+    in_place: bool,
     uppers: usize,
     pub(crate) lowers: Vec<PathBuf>,
     digests: Vec<String>,
 }
 
 impl Layers {
-    pub(crate) fn new(specs: &[LayerSpec]) -> Self {
+    pub(crate) fn new(specs: &[LayerSpec], in_place: bool) -> Self {
         let base = tempfile::Builder::new().prefix("plyfs-model-").tempdir().unwrap();
         let mut lowers = Vec::new();
         for (index, spec) in specs.iter().enumerate() {
@@ -38,7 +41,7 @@ impl Layers {
             lowers.push(dir);
         }
         let digests = lowers.iter().map(|dir| digest(dir)).collect();
-        let mut this = Self { base, uppers: 0, lowers, digests };
+        let mut this = Self { base, in_place, uppers: 0, lowers, digests };
         this.new_upper();
         this
     }
@@ -73,7 +76,7 @@ impl Layers {
     pub(crate) fn union(&self) -> Union<DirTree> {
         let upper = DirTree::upper(&self.upper(), &self.work()).unwrap();
         let lowers = self.lowers.iter().map(|dir| Layer::trusted(DirTree::lower(dir).unwrap())).collect();
-        Union::new(LayerStack { upper: Some(Layer::trusted(upper)), lowers }, Behaviour { volatile: true, ..Behaviour::default() }).unwrap()
+        Union::new(LayerStack { upper: Some(Layer::trusted(upper)), lowers }, Behaviour { volatile: true, own_ids: self.in_place.then_some((0, 0)), ..Behaviour::default() }).unwrap()
     }
 
     /// `work` is empty, and no lower layer was written.
@@ -229,7 +232,7 @@ pub(crate) struct With {
 pub(crate) fn run(case: &Case, with: With) -> Result<(), String> {
     let mut reference = Reference::of(&case.lowers);
     let mut before = reference.clone();
-    let layers = Arc::new(Mutex::new(Layers::new(&case.lowers)));
+    let layers = Arc::new(Mutex::new(Layers::new(&case.lowers, case.keep)));
     let mut union = system(&layers, case.keep);
 
     let plain_dir = tempfile::Builder::new().prefix("plyfs-model-").tempdir().unwrap();
@@ -241,7 +244,7 @@ pub(crate) fn run(case: &Case, with: With) -> Result<(), String> {
 
     // The kernel needs a lower layer.
     let with_kernel = with.kernel && !case.lowers.is_empty();
-    let kernel_layers = with_kernel.then(|| Arc::new(Mutex::new(Layers::new(&case.lowers))));
+    let kernel_layers = with_kernel.then(|| Arc::new(Mutex::new(Layers::new(&case.lowers, case.keep))));
     let index = case.has_hard_links();
     let mut kernel = kernel_layers.as_ref().map(|layers| {
         let layers = layers.clone();
@@ -290,7 +293,7 @@ pub(crate) fn run(case: &Case, with: With) -> Result<(), String> {
     drop(kernel);
 
     // The kernel shows what the union left, and the union what the kernel left.
-    if with.handover && !case.lowers.is_empty() {
+    if with.handover && !case.lowers.is_empty() && !divergences::shows_escaped_devices(case) {
         let left = layers.lock().unwrap();
         let mount = KernelMount::new(&left, index);
         let mut shown = Plain::new("kernel overlayfs on what the union left", &mount.0, None);
@@ -299,7 +302,9 @@ pub(crate) fn run(case: &Case, with: With) -> Result<(), String> {
         drop(mount);
         checked?;
     }
-    for (name, layers) in [("what it left itself", Some(&layers)), ("what the kernel left", kernel_layers.as_ref().filter(|_| kernel_is_with_us))] {
+    for (name, layers) in
+        [("what it left itself", Some(&layers)), ("what the kernel left", kernel_layers.as_ref().filter(|_| kernel_is_with_us))]
+    {
         let Some(layers) = layers else { continue };
         let mut again = system(layers, case.keep);
         Watched::new(&mut again, &case.lowers).step(&Op::Forget, &Ok(Reply::Done), &reference).map_err(|e| format!("on {name}: {e}"))?;
@@ -313,7 +318,7 @@ pub(crate) fn run(case: &Case, with: With) -> Result<(), String> {
 
 /// Why the kernel cannot take part; `None`: it can.
 pub(crate) fn no_kernel() -> Option<String> {
-    let layers = Layers::new(&[LayerSpec::default()]);
+    let layers = Layers::new(&[LayerSpec::default()], false);
     let target = layers.base.path().join("kernel");
     std::fs::create_dir_all(&target).unwrap();
     let data = format!("lowerdir={},upperdir={},workdir={}", layers.lowers[0].display(), layers.upper().display(), layers.work().display());
@@ -335,4 +340,3 @@ pub(crate) fn with_own_mounts(work: impl FnOnce() + Send + 'static) {
         std::panic::resume_unwind(panic);
     }
 }
-

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use plyfs_format::ChangeKind;
 use plyfs_sys::Errno;
 
-use crate::case::{LayerSpec, Op, What};
+use crate::case::{Case, LayerSpec, Op, What};
 use crate::reference::Outcome;
 use crate::view::View;
 
@@ -43,4 +43,14 @@ pub(crate) fn redirect_too_long(system: &str, op: &Op, got: &Outcome) -> bool {
 pub(crate) fn stray_marked_whiteouts(system: &str, lowers: &[LayerSpec], op: &Op, got: &Outcome) -> bool {
     let marked = lowers.iter().any(|layer| layer.entries.values().any(|entry| entry.what == What::MarkedWhiteout));
     marked && system.starts_with("kernel") && matches!(op, Op::Rmdir { .. } | Op::Rename { .. }) && *got == Err(Errno::NOTEMPTY)
+}
+
+/// Kernel overlayfs refuses to make a character device 0:0 (EPERM), as it would be a whiteout; plyfs stores it escaped.
+pub(crate) fn makes_no_whiteout_device(system: &str, op: &Op, got: &Outcome) -> bool {
+    system.starts_with("kernel") && matches!(op, Op::Mkchar { rdev: 0, .. }) && *got == Err(Errno::PERM)
+}
+
+/// What plyfs stores escaped, kernel overlayfs shows as it is stored.
+pub(crate) fn shows_escaped_devices(case: &Case) -> bool {
+    case.ops.iter().any(|op| matches!(op, Op::Mkchar { rdev: 0, .. }))
 }

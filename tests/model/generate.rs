@@ -1,5 +1,6 @@
 //! Cases from a seed.
 
+use plyfs_format::ESCAPED_WHITEOUT_RDEV;
 use plyfs_sys::stat::Kind;
 
 use crate::case::{Case, Entry, How, LayerSpec, Move, Name, Op, Path, SLOTS, What};
@@ -240,6 +241,9 @@ impl Chooser<'_> {
             30..=33 => Op::Append { at: self.source(is_file), data: data(self.random) },
             34..=35 => Op::Truncate { at: self.object(is_file), len: self.random.next() % 4 },
             36..=42 => Op::Mkdir { at: self.target(), mode: mode(self.random) & 0o1777 },
+            43 if self.random.one_in(2) => {
+                Op::Mkchar { at: self.target(), mode: mode(self.random), rdev: self.random.pick(&[0, 0, 0x103, ESCAPED_WHITEOUT_RDEV]) }
+            }
             43 => Op::Mkfifo { at: self.target(), mode: mode(self.random) },
             44..=45 => Op::Symlink { at: self.target(), target: self.random.pick(&[&b"a"[..], b"b/c", b"/x"]).to_vec() },
             46..=49 => Op::Link { from: self.object(not_dir), to: self.target() },

@@ -19,16 +19,18 @@ pub(crate) struct Layers {
     pub(crate) upper: MemTree,
     pub(crate) lowers: Vec<MemTree>,
     digests: Vec<String>,
+    /// The union makes objects where they belong, if it can.
+    in_place: bool,
 }
 
 impl Layers {
-    pub(crate) fn new(specs: &[LayerSpec], devices: bool) -> Self {
+    pub(crate) fn new(specs: &[LayerSpec], devices: bool, in_place: bool) -> Self {
         let filesystems: Vec<_> = (0..if devices { 4 } else { 1 }).map(|dev| MemFs::new(100 + dev)).collect();
         let fs = |index: usize| &filesystems[index % filesystems.len()];
         let lowers: Vec<_> = specs.iter().enumerate().map(|(index, spec)| in_memory(fs(index + 1), spec)).collect();
         let digests = lowers.iter().map(digest_mem).collect();
         let upper = in_memory(fs(0), &LayerSpec::default());
-        Self { upper, lowers, digests, filesystems }
+        Self { upper, lowers, digests, filesystems, in_place }
     }
 
     fn restack(&mut self) {
@@ -42,7 +44,7 @@ impl Layers {
     pub(crate) fn union(&self, writable: bool) -> Union<MemTree> {
         let upper = writable.then(|| Layer::trusted(self.upper.clone()));
         let lowers = self.lowers.iter().map(|tree| Layer::trusted(tree.clone())).collect();
-        Union::new(LayerStack { upper, lowers }, Behaviour::default()).unwrap()
+        Union::new(LayerStack { upper, lowers }, Behaviour { own_ids: self.in_place.then_some((0, 0)), ..Behaviour::default() }).unwrap()
     }
 
     /// `work` is empty, and no lower layer was written.
@@ -93,7 +95,7 @@ pub(crate) fn system(layers: &Arc<Mutex<Layers>>, keep: bool) -> UnionSystem<Mem
 pub(crate) fn run(case: &Case) -> Result<(), String> {
     let mut reference = Reference::of(&case.lowers);
     let mut before = reference.clone();
-    let layers = Arc::new(Mutex::new(Layers::new(&case.lowers, case.devices)));
+    let layers = Arc::new(Mutex::new(Layers::new(&case.lowers, case.devices, case.keep)));
     let mut union = system(&layers, case.keep);
     let mut watched = Watched::new(&mut union, &case.lowers);
     watched.check(&reference).map_err(|e| format!("at first: {e}"))?;
@@ -120,8 +122,16 @@ pub(crate) fn run(case: &Case) -> Result<(), String> {
     if case.lowers.is_empty() {
         return Ok(());
     }
-    let below = Layers { filesystems: Vec::new(), upper: finished.upper.clone(), lowers: finished.lowers.clone(), digests: Vec::new() };
+    let below = Layers { filesystems: Vec::new(), upper: finished.upper.clone(), lowers: finished.lowers.clone(), digests: Vec::new(), in_place: false };
     let mut read_only = UnionSystem::new("read-only memory", case.keep, Box::new(move |_| below.union(false)));
-    Watched::new(&mut read_only, &case.lowers).check(&before)?;
+    let mut watched = Watched::new(&mut read_only, &case.lowers);
+    watched.check(&before)?;
+    before.apply(&Op::Remount).unwrap();
+    for op in case.ops.iter().filter(|op| **op != Op::Restack) {
+        drop(watched.system.apply(op));
+    }
+    drop(watched.system.apply(&Op::Remount));
+    watched.check(&before).map_err(|e| format!("after operations: {e}"))?;
+    drop(watched);
     read_only.unmount()
 }

@@ -157,7 +157,7 @@ impl Plain {
                 let (dir, name) = self.parent(at)?;
                 let mut flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 match At::Name(dir.try_clone().unwrap(), name.clone()).kind() {
-                    Ok(Kind::Fifo) if !excl => return Err(Errno::NXIO),
+                    Ok(Kind::Fifo | Kind::Char) if !excl => return Err(Errno::NXIO),
                     // Without O_CREAT: in directories like /tmp that would be up to the sysctls fs.protected_*.
                     Ok(Kind::File | Kind::Symlink) if !excl => {}
                     _ => flags |= OFlags::CREATE,
@@ -171,7 +171,7 @@ impl Plain {
             }
             Op::Open { at, write, trunc, slot } => {
                 let at = self.find(at)?;
-                if at.kind()? == Kind::Fifo {
+                if matches!(at.kind()?, Kind::Fifo | Kind::Char) {
                     return Err(Errno::NXIO);
                 }
                 let mut flags = if *write { OFlags::RDWR } else { OFlags::RDONLY };
@@ -181,7 +181,9 @@ impl Plain {
             }
             Op::Hold { at, slot } => {
                 let fd = match self.find(at)? {
-                    At::Name(dir, name) => rustix::fs::openat(&dir, &name[..], OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?,
+                    At::Name(dir, name) => {
+                        rustix::fs::openat(&dir, &name[..], OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?
+                    }
                     At::Held(fd) => fd,
                 };
                 self.fill(*slot, fd, true, false);
@@ -236,6 +238,10 @@ impl Plain {
             Op::Mkfifo { at, mode } => {
                 let (dir, name) = self.parent(at)?;
                 rustix::fs::mknodat(&dir, &name[..], rustix::fs::FileType::Fifo, Mode::from_raw_mode(*mode), 0)?;
+            }
+            Op::Mkchar { at, mode, rdev } => {
+                let (dir, name) = self.parent(at)?;
+                rustix::fs::mknodat(&dir, &name[..], rustix::fs::FileType::CharacterDevice, Mode::from_raw_mode(*mode), *rdev)?;
             }
             Op::Symlink { at, target } => {
                 let (dir, name) = self.parent(at)?;
@@ -362,7 +368,8 @@ fn object(at: &At, held: Option<&OwnedFd>) -> Result<Object, Errno> {
     let got = if follow { rustix::fs::listxattr(&path, &mut list[..])? } else { rustix::fs::llistxattr(&path, &mut list[..])? };
     for name in list[..got].split(|&byte| byte == 0).filter(|name| name.starts_with(b"user.") || name.starts_with(b"trusted.")) {
         let mut value = vec![0; 65536];
-        let got = if follow { rustix::fs::getxattr(&path, name, &mut value[..])? } else { rustix::fs::lgetxattr(&path, name, &mut value[..])? };
+        let got =
+            if follow { rustix::fs::getxattr(&path, name, &mut value[..])? } else { rustix::fs::lgetxattr(&path, name, &mut value[..])? };
         value.truncate(got);
         xattrs.insert(name.to_vec(), value);
     }
@@ -371,6 +378,7 @@ fn object(at: &At, held: Option<&OwnedFd>) -> Result<Object, Errno> {
         mode: stat.st_mode & 0o7777,
         uid: stat.st_uid,
         gid: stat.st_gid,
+        rdev: if kind == Kind::Char { stat.st_rdev } else { 0 },
         size: if matches!(kind, Kind::File | Kind::Symlink) { size } else { 0 },
         nlink: (kind != Kind::Dir).then_some(u32::try_from(stat.st_nlink).unwrap()),
         mtime: (stat.st_mtime < SET).then_some(stat.st_mtime),
@@ -423,12 +431,8 @@ impl System for Plain {
             };
             let at = At::Held(slot.fd.try_clone().unwrap());
             let held = (!slot.path_only).then_some(&slot.fd);
-            let mut seen = if slot.path_only || slot.kind == Kind::Dir {
-                object(&at, None)
-            } else {
-                object(&at, held)
-            }
-            .map_err(|e| format!("held object: {e}"))?;
+            let mut seen = if slot.path_only || slot.kind == Kind::Dir { object(&at, None) } else { object(&at, held) }
+                .map_err(|e| format!("held object: {e}"))?;
             if slot.path_only {
                 seen.data.clear();
             }

@@ -40,6 +40,7 @@ pub(crate) struct Node {
     pub(crate) mode: u32,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
+    pub(crate) rdev: u64,
     pub(crate) mtime: Mtime,
     pub(crate) data: Vec<u8>,
     pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
@@ -59,6 +60,7 @@ impl Node {
             mode,
             uid: 0,
             gid: 0,
+            rdev: 0,
             mtime: Mtime::Set(1),
             data: Vec::new(),
             xattrs: BTreeMap::new(),
@@ -405,6 +407,10 @@ impl Reference {
             }
             Op::Mkdir { at, mode } => drop(self.make(at, Kind::Dir, *mode, b"")?),
             Op::Mkfifo { at, mode } => drop(self.make(at, Kind::Fifo, *mode, b"")?),
+            Op::Mkchar { at, mode, rdev } => {
+                let id = self.make(at, Kind::Char, *mode, b"")?;
+                self.nodes[id].rdev = *rdev;
+            }
             Op::Symlink { at, target } => drop(self.make(at, Kind::Symlink, 0o777, target)?),
             Op::Link { from, to } => {
                 let id = self.find(from)?;
@@ -559,6 +565,7 @@ impl Reference {
             mode: node.mode,
             uid: node.uid,
             gid: node.gid,
+            rdev: node.rdev,
             size: node.data.len() as u64,
             nlink,
             mtime: if let Mtime::Set(time) = node.mtime { Some(time) } else { None },

@@ -41,7 +41,10 @@ impl<'a> Watched<'a> {
         let got = self.system.apply(op);
         if !same_outcome(want, &got) {
             let name = self.system.name();
-            if divergences::redirect_too_long(name, op, &got) || divergences::stray_marked_whiteouts(name, self.lowers, op, &got) {
+            let parts = divergences::redirect_too_long(name, op, &got)
+                || divergences::stray_marked_whiteouts(name, self.lowers, op, &got)
+                || divergences::makes_no_whiteout_device(name, op, &got);
+            if parts {
                 return Ok(false);
             }
             return Err(format!("{}: the answer should be {want:?}\n  but is {got:?}", self.system.name()));
@@ -70,11 +73,15 @@ pub(crate) fn same_outcome(want: &Outcome, got: &Outcome) -> bool {
 
 /// `Union::changes` against the diff of both trees.
 pub(crate) fn check_changes<T: UpperTree>(system: &UnionSystem<T>, before: &Reference, now: &Reference) -> Result<(), String> {
-    let got = system.union().changes(&ChangeOptions::default()).map_err(|e| format!("changes: {e}"))?;
+    [false, true].into_iter().try_for_each(|xattrs| check_changes_with(system, before, now, xattrs))
+}
+
+fn check_changes_with<T: UpperTree>(system: &UnionSystem<T>, before: &Reference, now: &Reference, xattrs: bool) -> Result<(), String> {
+    let got = system.union().changes(&ChangeOptions { xattrs }).map_err(|e| format!("changes: {e}"))?;
     if !got.is_sorted() {
         return Err("changes are not sorted".to_owned());
     }
-    let want = diff(before, now);
+    let want = diff(before, now, xattrs);
     let got: BTreeMap<_, _> = got.into_iter().map(|change| (change.path, change.kind)).collect();
     if got == want || (before.has_hard_links() && divergences::unused_names_of_lower_hard_links(&want, &got)) {
         return Ok(());

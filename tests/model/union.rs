@@ -270,6 +270,7 @@ impl<T: UpperTree> UnionSystem<T> {
             }
             Op::Mkdir { at, mode } => return self.make(at, NewNode::Dir, *mode),
             Op::Mkfifo { at, mode } => return self.make(at, NewNode::Fifo, *mode),
+            Op::Mkchar { at, mode, rdev } => return self.make(at, NewNode::Char(*rdev), *mode),
             Op::Symlink { at, target } => return self.make(at, NewNode::Symlink(target.clone()), 0o777),
             Op::Link { from, to } => {
                 let attr = self.find(from)?;
@@ -414,6 +415,7 @@ impl<T: UpperTree> UnionSystem<T> {
             mode: stat.mode,
             uid: stat.uid,
             gid: stat.gid,
+            rdev: stat.rdev,
             size: if matches!(kind, Kind::File | Kind::Symlink) { stat.size } else { 0 },
             nlink: (kind != Kind::Dir).then_some(stat.nlink),
             mtime: (stat.mtime.sec < SET).then_some(stat.mtime.sec),

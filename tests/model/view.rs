@@ -20,6 +20,7 @@ pub(crate) struct Object {
     pub(crate) mode: u32,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
+    pub(crate) rdev: u64,
     /// Of a file its size, of a symlink the length of the target; 0 for the rest.
     pub(crate) size: u64,
     /// The number of names; `None`: not compared (directories, and where the rules leave it open).
