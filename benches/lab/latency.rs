@@ -15,7 +15,7 @@ use anyhow::{Context, Result};
 use crate::Common;
 use crate::cpu::{Affinity, Mode};
 use crate::input::write_noise;
-use crate::measure::settle;
+use crate::measure::{progress, settle};
 use crate::system::{Access, System};
 use crate::table::{digits, grid, median};
 
@@ -75,7 +75,7 @@ pub(crate) fn run(common: &Common, args: &Args, systems: &[System], base: &Path)
                 for turn in 0..systems.len() {
                     let index = (round + turn) % systems.len();
                     let (Some(system), Some(results)) = (systems.get(index), rounds.get_mut(index)) else { continue };
-                    eprint!("\r{count} at once, {:<6} round {:<3} {:<20}", mode.name(), round + 1, system.name);
+                    progress(&format!("{count} at once, {}, round {}, {}", mode.name(), round + 1, system.name));
                     results.push(once(system, &layers, names, count, mode, args).with_context(|| system.name.clone())?);
                 }
             }
@@ -84,7 +84,7 @@ pub(crate) fn run(common: &Common, args: &Args, systems: &[System], base: &Path)
             }
         }
     }
-    eprintln!("\r{:<60}", "");
+    progress("");
     println!("Look-ups while files of {mib} MiB are copied up; microseconds, medians of {} rounds.\n", common.rounds());
     let head = [
         "copy-ups",

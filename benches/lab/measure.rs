@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -73,12 +74,19 @@ pub(crate) fn run(args: &Common, works: &[&Work], systems: &[System], inputs: &m
                     }
                 }
             }
-            eprint!("\r{:>3}/{} {:<20} round {:<3}", number + 1, works.len(), work.id, round + 1);
+            progress(&format!("{:>3}/{} {}, round {}", number + 1, works.len(), work.id, round + 1));
         }
         agree(work.id, systems, &outcomes, &mut results.notes);
     }
-    eprintln!("\r{:<50}", "");
+    progress("");
     Ok(results)
+}
+
+/// Says on a terminal, in one line that the next one replaces, how far it is.
+pub(crate) fn progress(what: &str) {
+    if std::io::stderr().is_terminal() {
+        eprint!("\r{what:<60}\r");
+    }
 }
 
 /// One work on one system.
@@ -131,7 +139,8 @@ pub(crate) fn same_to_all(input: Input, systems: &[System], layers: &[PathBuf], 
         }
     }
     if let Some(outcome) = outcomes.values().next() {
-        eprintln!("\rlayers of {input:?}: {} entries", outcome.count);
+        progress("");
+        eprintln!("layers of {input:?}: {} entries", outcome.count);
     }
     agree(&format!("layers of {input:?}"), systems, &outcomes, notes);
     Ok(())

@@ -48,7 +48,9 @@ impl System {
         let named = |path: &Path, given: &str| -> Result<String> {
             let output = Command::new(path).arg("--version").output().with_context(|| format!("{}", path.display()))?;
             let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-            let line = said.lines().next().unwrap_or_default().trim().replace("version: ", "").replace(':', "");
+            // fuse-overlayfs may name the programs that it runs first.
+            let line = said.lines().find(|line| line.starts_with(given)).or(said.lines().next()).unwrap_or_default();
+            let line = line.trim().replace(" version:", "").replace(':', "");
             ensure!(output.status.success(), "{} --version: {line}", path.display());
             Ok(if given == "plyfs" || given == "fuse-overlayfs" { line } else { format!("{given} is {line}") })
         };
