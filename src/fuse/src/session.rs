@@ -150,7 +150,8 @@ pub struct Served {
 
 /// Makes a mount of the union and serves it from threads of its own. It is not attached anywhere yet.
 ///
-/// The union tells the kernel what changes ([`Union::on_event`]), so it is served once.
+/// The union tells the kernel what changes ([`Union::on_event`]), so it is served once. `default_permissions` is set whatever `mount` says: the
+/// union checks no permissions, the kernel does.
 ///
 /// # Errors
 ///
@@ -166,7 +167,7 @@ pub fn serve<T: UpperTree>(union: Arc<Union<T>>, mount: &FuseOptions, options: S
 }
 
 fn start<T: UpperTree>(union: Arc<Union<T>>, mount: &FuseOptions, options: ServeOptions, pool: &Pool) -> Result<Served> {
-    let (device, mount) = fuse_mount(mount)?;
+    let (device, mount) = fuse_mount(&FuseOptions { default_permissions: true, ..mount.clone() })?;
     let counters = Arc::new(Counters::default());
     let adapter = Adapter::new(union.clone(), options, counters.clone(), pool.clone());
     let mut config = Config::default();

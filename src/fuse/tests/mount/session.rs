@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::thread;
 
@@ -13,7 +14,7 @@ use plyfs_sys::mount::{FuseOptions, mounts, move_mount, umount};
 
 use crate::lab::{Lab, SOON, can_mount, eventually, fuse_options, open_dir, union_of};
 
-fn is_mounted(path: &std::path::Path) -> bool {
+fn is_mounted(path: &Path) -> bool {
     use std::os::unix::ffi::OsStrExt;
     mounts().unwrap().iter().any(|mount| mount.mountpoint == path.as_os_str().as_bytes())
 }
@@ -140,13 +141,18 @@ fn a_union_without_an_upper_is_read_only() {
     let mnt = dir.path().join("mnt");
     let lowers = ["a", "b"].map(|name| Layer::trusted(DirTree::lower(&dir.path().join(name)).unwrap()));
     let union = Union::new(LayerStack { upper: None, lowers: Box::new(lowers) }, Behaviour::default()).unwrap();
-    let options = FuseOptions { read_only: union.is_read_only(), ..fuse_options() };
+    // Permissions are checked by somebody whatever is asked for.
+    let options = FuseOptions { read_only: union.is_read_only(), default_permissions: false, ..fuse_options() };
     let served = serve(Arc::new(union), &options, ServeOptions::default()).unwrap();
     served.attach(&mnt).unwrap();
+    let table = mounts().unwrap();
+    let shown = table.iter().find(|mount| Path::new(std::str::from_utf8(&mount.mountpoint).unwrap()) == mnt).cloned();
     let read = (fs::read(mnt.join("a")), fs::read(mnt.join("b")));
     let written = fs::write(mnt.join("a"), "x");
     served.unmount(false).unwrap();
     served.join().unwrap();
     assert_eq!((read.0.unwrap(), read.1.unwrap()), (b"a".to_vec(), b"b".to_vec()));
+    let shown = shown.unwrap();
+    assert!(shown.is_read_only() && shown.has_super_option(b"default_permissions"), "{shown:?}");
     assert_eq!(Errno::from_io_error(&written.unwrap_err()), Some(Errno::ROFS));
 }
