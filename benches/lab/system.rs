@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -20,8 +21,9 @@ pub(crate) struct System {
     /// What it says about itself.
     pub(crate) version: String,
     kind: Kind,
-    /// Upper, workdir and mountpoint are in this directory.
+    /// Uppers, workdirs and the mountpoint are in this directory.
     place: PathBuf,
+    mounts: AtomicU32,
 }
 
 enum Kind {
@@ -72,7 +74,7 @@ impl System {
             },
         };
         let name = name.split('=').next().unwrap_or_default().to_owned();
-        Ok(System { name, version, kind, place })
+        Ok(System { name, version, kind, place, mounts: AtomicU32::new(0) })
     }
 
     /// Whether it is kernel overlayfs, which the others are compared with.
@@ -80,21 +82,18 @@ impl System {
         matches!(self.kind, Kind::Kernel)
     }
 
-    /// Mounts these layers, topmost first, with an upper that is new and empty. A daemon runs on the CPUs of the calling thread.
+    /// Mounts these layers, topmost first, with an upper that is new and empty, whatever was mounted before. A daemon runs on the CPUs of the calling thread.
     pub(crate) fn mount(&self, lowers: &[PathBuf], access: Access) -> Result<Mounted> {
-        let part = |name| self.place.join(name);
-        let (upper, work, point) = (part("u"), part("w"), part("m"));
-        for dir in [&upper, &work] {
-            if dir.exists() {
-                fs::remove_dir_all(dir).with_context(|| format!("{}", dir.display()))?;
-            }
+        let number = self.mounts.fetch_add(1, Ordering::Relaxed);
+        let part = |name: &str| self.place.join(name);
+        let (upper, work, point) = (part(&format!("u{number}")), part(&format!("w{number}")), part("m"));
+        for dir in [&upper, &work, &point] {
             fs::create_dir_all(dir).with_context(|| format!("{}", dir.display()))?;
         }
-        fs::create_dir_all(&point)?;
         let mounted = match &self.kind {
             Kind::Kernel => cleanup::mounting(&point, || {
                 kernel(lowers, access, &upper, &work, &point)?;
-                Ok((Mounted { point: point.clone(), daemon: None, over: false }, None))
+                Ok((Mounted { point: point.clone(), upper: upper.clone(), daemon: None, over: false }, None))
             }),
             Kind::Daemon(program, words) => {
                 let mut options = lowers.iter().fold("lowerdir=".to_owned(), |all, layer| all + &layer.to_string_lossy() + ":");
@@ -107,13 +106,13 @@ impl System {
                 }
                 let mut command = Command::new(program);
                 command.args(*words).arg("-o").arg(options).arg(&point);
-                self.daemon(command, &point)
+                self.daemon(command, &point, &upper)
             }
         };
         mounted.with_context(|| format!("mount {}", self.name))
     }
 
-    fn daemon(&self, mut command: Command, point: &Path) -> Result<Mounted> {
+    fn daemon(&self, mut command: Command, point: &Path, upper: &Path) -> Result<Mounted> {
         let log = self.place.join("log");
         let before = point.metadata()?.dev();
         // A process group of its own: a Ctrl-C is for the lab, which then unmounts.
@@ -121,7 +120,7 @@ impl System {
         let mut mounted = cleanup::mounting(point, || {
             let child = command.spawn().with_context(|| format!("start {}", command.get_program().display()))?;
             let process = child.id();
-            Ok((Mounted { point: point.to_owned(), daemon: Some(child), over: false }, Some(process)))
+            Ok((Mounted { point: point.to_owned(), upper: upper.to_owned(), daemon: Some(child), over: false }, Some(process)))
         })?;
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
@@ -160,6 +159,7 @@ fn kernel(lowers: &[PathBuf], access: Access, upper: &Path, work: &Path, point: 
 /// A mount, until it is dropped.
 pub(crate) struct Mounted {
     point: PathBuf,
+    upper: PathBuf,
     daemon: Option<Child>,
     over: bool,
 }
@@ -170,9 +170,11 @@ impl Mounted {
         &self.point
     }
 
-    /// Takes it away and waits for the daemon's end.
+    /// Takes it away and waits for the daemon's end. The upper stays until the end of the run, without the contents of its big files: on ext4
+    /// whoever makes files after thousands were removed pays for that.
     pub(crate) fn unmount(mut self) -> Result<()> {
-        self.end()
+        self.end()?;
+        empty_big_files(&self.upper)
     }
 
     fn end(&mut self) -> Result<()> {
@@ -196,6 +198,19 @@ impl Mounted {
         cleanup::unmounted(&self.point, process);
         Ok(())
     }
+}
+
+fn empty_big_files(dir: &Path) -> Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let meta = entry.metadata()?;
+        if meta.is_dir() {
+            empty_big_files(&entry.path())?;
+        } else if meta.is_file() && meta.len() > 1 << 20 {
+            fs::File::create(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 impl Drop for Mounted {
