@@ -1,0 +1,19 @@
+//! The interop tests: plyfs on real input, against docker, kernel overlayfs and the machine that the tests run on.
+//!
+//! | module | is |
+//! | --- | --- |
+//! | `acd` | what docker said of changes in containers, said by `plyfs run` and `plyfs diff` |
+//! | `debian` | a Debian system in layers: packages, a compiler, git, python, on plyfs and on kernel overlayfs |
+//! | `host` | `plyfs try` on this machine's own `/` |
+//! | `lab` | a directory for a test, with all that is mounted in it, and commands with a time limit |
+//! | `tree` | everything that a directory tree shows, compared |
+//!
+//! All of them need root and `/dev/fuse`. Nothing that they make outlives them: mounts, processes and files go with the [`lab::Lab`] of a test.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod acd;
+mod debian;
+mod lab;
+#[path = "../common/skip.rs"]
+mod skip;
+mod tree;
