@@ -12,6 +12,7 @@
 //! | a name made: create, mkdir, mknod, symlink, link | the reply replaces the (negative) dentry; `fuse_dir_changed(dir)` drops the directory's attributes and, by the directory's iversion, its cached entries |
 //! | a name removed: unlink, rmdir | `fuse_entry_unlinked` drops the dentry and counts nlink down, for the object's other names too; `fuse_dir_changed(dir)` |
 //! | rename | `fuse_rename_common`: `fuse_dir_changed` of both, ctime of the moved, `fuse_entry_unlinked` of the replaced; an exchange: ctime of both |
+//! | `..` by a rename to another directory | the next opendir of what was moved, which does not keep its cached entries |
 //! | nlink and ctime by link | the reply carries the object's attributes |
 //! | attributes by setattr | the reply carries them; a smaller size drops pages; ACLs are dropped (`forget_all_cached_acls`) |
 //! | size and times by write, fallocate, copy_file_range, `O_TRUNC` | the kernel updates the size and invalidates the times (`FUSE_STATX_MODSIZE`) and the pages that it did not write itself |
@@ -526,11 +527,15 @@ impl<T: UpperTree> Filesystem for Adapter<T> {
 
     fn opendir(&self, request: &Request, inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         let span = self.begin(Op::OpenDir, request, inode, None);
-        let mut flags = FopenFlags::empty();
-        // CACHE_DIR fills the cache, KEEP_CACHE leaves it to the next opening.
-        flags.set(FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE, self.options.cache_dir);
-        match self.inline(&span, |union| union.opendir(ino(inode))) {
-            Ok(handle) => reply.opened(FileHandle(handle.0), flags),
+        let opened = self.inline(&span, |union| Ok((union.opendir(ino(inode))?, union.may_keep_entries(ino(inode)))));
+        match opened {
+            Ok((handle, keep)) => {
+                // CACHE_DIR fills the cache, KEEP_CACHE leaves it to the next opening.
+                let mut flags = FopenFlags::empty();
+                flags.set(FopenFlags::FOPEN_CACHE_DIR, self.options.cache_dir);
+                flags.set(FopenFlags::FOPEN_KEEP_CACHE, self.options.cache_dir && keep);
+                reply.opened(FileHandle(handle.0), flags);
+            }
             Err(errno) => reply.error(errno),
         }
     }
@@ -608,14 +613,14 @@ impl<T: UpperTree> Filesystem for Adapter<T> {
 
     fn setxattr(&self, request: &Request, inode: INodeNo, name: &OsStr, value: &[u8], flags: i32, _position: u32, reply: ReplyEmpty) {
         let span = self.begin(Op::SetXattr, request, inode, Some(name));
-        let (name, value, mode) = (name.as_bytes().to_vec(), value.to_vec(), convert::xattr_mode(flags));
+        let (caller, name, value, mode) = (convert::caller(request), name.as_bytes().to_vec(), value.to_vec(), convert::xattr_mode(flags));
         let long = self.may_copy_up(&span, &[inode]);
         self.serve(
             span,
             long,
             move |union| {
                 let mode = mode.ok_or(plyfs_overlay::Error::Invalid("flags of setxattr"))?;
-                union.setxattr(ino(inode), &name, &value, mode)
+                union.setxattr(&caller, ino(inode), &name, &value, mode)
             },
             |result| answer_empty(reply, result),
         );

@@ -4,7 +4,8 @@
 
 /// Name of the default ACL's xattr.
 pub(crate) const DEFAULT: &[u8] = b"system.posix_acl_default";
-const ACCESS: &[u8] = b"system.posix_acl_access";
+/// Name of the access ACL's xattr.
+pub(crate) const ACCESS: &[u8] = b"system.posix_acl_access";
 
 const VERSION: [u8; 4] = [2, 0, 0, 0];
 const USER_OBJ: u16 = 0x01;

@@ -231,6 +231,7 @@ impl<T: UpperTree> Union<T> {
         }
         let id = tree.id(&staged.node);
         inode.publish_upper(staged.node, id);
+        parent.renumber();
         self.tell(Event::Attributes(inode.ino));
         self.tell(Event::Attributes(parent.ino));
         Ok(Committed::Done(staged.file))

@@ -34,9 +34,19 @@ pub struct OpenFlags {
     pub exec: bool,
 }
 
-enum Handle<T: Tree> {
-    File { inode: Arc<Inode<T>>, file: RwLock<Arc<T::File>>, on_upper: AtomicBool, writable: bool, exec: bool },
-    Dir { inode: Arc<Inode<T>> },
+pub(crate) enum Handle<T: Tree> {
+    File {
+        inode: Arc<Inode<T>>,
+        file: RwLock<Arc<T::File>>,
+        on_upper: AtomicBool,
+        writable: bool,
+        exec: bool,
+    },
+    /// `end`: the cookie before which the reading that is under way ends; 0 before the first one.
+    Dir {
+        inode: Arc<Inode<T>>,
+        end: AtomicU64,
+    },
 }
 
 /// The open handles.
@@ -81,17 +91,17 @@ impl<T: UpperTree> Handles<T> {
     }
 
     pub(crate) fn insert_dir(&self, inode: Arc<Inode<T>>) -> HandleId {
-        self.insert(Handle::Dir { inode })
+        self.insert(Handle::Dir { inode, end: AtomicU64::new(0) })
     }
 
     /// Cloned out of its shard: no shard is held across a system call.
-    fn get(&self, id: HandleId) -> Result<Arc<Handle<T>>> {
+    pub(crate) fn get(&self, id: HandleId) -> Result<Arc<Handle<T>>> {
         self.open.get(&id).map(|handle| handle.clone()).ok_or(Error::BadHandle)
     }
 
     pub(crate) fn dir(&self, id: HandleId) -> Result<Arc<Inode<T>>> {
         match &*self.get(id)? {
-            Handle::Dir { inode } => Ok(inode.clone()),
+            Handle::Dir { inode, .. } => Ok(inode.clone()),
             Handle::File { .. } => Err(Error::BadHandle),
         }
     }
@@ -280,7 +290,7 @@ impl<T: UpperTree> Union<T> {
             tracing::warn!(handle = handle.0, "release of an unknown handle");
             return;
         };
-        if let Handle::Dir { inode } = &*gone
+        if let Handle::Dir { inode, .. } = &*gone
             && let Err(error) = self.closedir(inode)
         {
             tracing::warn!(%error, "closing a directory");

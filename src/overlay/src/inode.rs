@@ -36,6 +36,12 @@ pub(crate) struct DirPart {
     pub(crate) redirect: Ranked<LEAF, Option<Redirect>>,
     /// The merged entries, while somebody reads the directory.
     pub(crate) listing: Ranked<LISTING, Option<Listing>>,
+    /// The number that was last given out for `..`; 0 before that.
+    pub(crate) dot_dot: AtomicU64,
+    /// Entries changed or moved to the upper: a list made anew may number them in another way than the last one did.
+    pub(crate) renumbered: AtomicBool,
+    /// Cached entries of a former list must be read again.
+    pub(crate) reread: AtomicBool,
 }
 
 /// An object of the union.
@@ -118,6 +124,13 @@ impl<T: Tree> Inode<T> {
             }
         }
         drop(gone);
+    }
+
+    /// Notes that the entries of this directory may come in another order than before.
+    pub(crate) fn renumber(&self) {
+        if let Some(part) = self.dir.as_deref() {
+            part.renumbered.store(true, Ordering::Relaxed);
+        }
     }
 
     /// The object that serves stat becomes one with `real` links, in place of the lower object: what the union shows stays the same.
@@ -261,8 +274,16 @@ impl<T: Tree> Table<T> {
             Some((node, id)) => (OnceLock::from(node), OnceLock::from(id)),
             None => (OnceLock::new(), OnceLock::new()),
         };
-        let dir = (new.kind == Kind::Dir)
-            .then(|| Box::new(DirPart { state: RankedRw::default(), redirect: Ranked::new(new.redirect), listing: Ranked::default() }));
+        let dir = (new.kind == Kind::Dir).then(|| {
+            Box::new(DirPart {
+                state: RankedRw::default(),
+                redirect: Ranked::new(new.redirect),
+                listing: Ranked::default(),
+                dot_dot: AtomicU64::new(0),
+                renumbered: AtomicBool::new(false),
+                reread: AtomicBool::new(false),
+            })
+        });
         Arc::new(Inode {
             ino,
             kind: new.kind,

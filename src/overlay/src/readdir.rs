@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use plyfs_format::is_whiteout_device;
 use plyfs_sys::stat::Kind;
@@ -13,7 +14,7 @@ use plyfs_sys::stat::Kind;
 use crate::attr::Attr;
 use crate::backend::{ObjectId, UpperTree};
 use crate::error::{Attempt, Error, Result};
-use crate::file::HandleId;
+use crate::file::{Handle, HandleId};
 use crate::ino::Ino;
 use crate::inode::Inode;
 use crate::layer::LowerObject;
@@ -57,8 +58,12 @@ pub(crate) struct Listing {
 }
 
 impl Listing {
+    /// A name that is there keeps its cookie, whatever it means by now: who has read it already must not read it again.
     fn insert(&mut self, name: &Name, ino: Ino, kind: Kind) {
-        self.remove(name);
+        if let Some(listed) = self.cookies.get(name).and_then(|cookie| self.entries.get_mut(cookie)) {
+            (listed.ino, listed.kind) = (ino, kind);
+            return;
+        }
         self.next = self.next.max(FIRST);
         self.cookies.insert(name.clone(), self.next);
         self.entries.insert(self.next, Listed { name: name.clone(), ino, kind });
@@ -94,14 +99,39 @@ impl Listing {
     }
 }
 
+/// What `..` is: the directory above, of the root and of a directory without a name itself.
+fn parent_of<T: UpperTree>(dir: &Arc<Inode<T>>) -> Arc<Inode<T>> {
+    dir.a_name().map_or_else(|| dir.clone(), |(parent, _)| parent)
+}
+
 impl<T: UpperTree> Union<T> {
     /// Opens a directory for reading.
     ///
     /// Errors: ENOTDIR; ESTALE.
     pub fn opendir(&self, ino: Ino) -> Result<HandleId> {
         let dir = self.directory(ino)?;
-        dir.as_dir()?.listing.lock().get_or_insert_default().readers += 1;
+        let part = dir.as_dir()?;
+        {
+            let mut listing = part.listing.lock();
+            // A new list numbers its entries anew. Who has cached entries of an old one that was changed meanwhile would find himself at another place.
+            if listing.is_none() && part.renumbered.swap(false, Ordering::Relaxed) {
+                part.reread.store(true, Ordering::Relaxed);
+            }
+            listing.get_or_insert_default().readers += 1;
+        }
         Ok(self.handles.insert_dir(dir))
+    }
+
+    /// Whether the entries that were read of a directory before are still right, their cookies and `..` included. A rename to another parent changes no entry that the
+    /// kernel knows of, but the number of `..`.
+    pub fn may_keep_entries(&self, ino: Ino) -> bool {
+        let Some(dir) = self.table.get(ino) else { return false };
+        let Some(part) = dir.dir.as_deref() else { return false };
+        if part.reread.swap(false, Ordering::Relaxed) {
+            return false;
+        }
+        let given = part.dot_dot.load(Ordering::Relaxed);
+        given == 0 || given == self.shown_ino(&parent_of(&dir)).0
     }
 
     /// A directory handle goes.
@@ -124,12 +154,21 @@ impl<T: UpperTree> Union<T> {
     /// Errors: EBADF; the layers' errors while the directory is read for the first time.
     pub fn readdir(&self, handle: HandleId, cookie: u64, emit: &mut dyn FnMut(DirEntry<'_>) -> bool) -> Result<()> {
         const BATCH: usize = 256;
-        let dir = self.handles.dir(handle)?;
-        self.build_listing(&dir, cookie == 0 && self.behaviour.live_lowers)?;
-        let above = dir.a_name().map_or_else(|| dir.clone(), |(parent, _)| parent);
-        let dots = [(DOT, &b"."[..], &dir), (DOT_DOT, b"..", &above)];
-        for (own, name, inode) in dots {
-            let entry = DirEntry { name, ino: self.shown_ino(inode), kind: Kind::Dir, cookie: own };
+        let handle = self.handles.get(handle)?;
+        let Handle::Dir { inode: dir, end } = &*handle else { return Err(Error::BadHandle) };
+        self.build_listing(dir, cookie == 0 && self.behaviour.live_lowers)?;
+        // A reading ends with what was there when it began: names that come while it goes on would keep it from ending at all.
+        if cookie == 0 || end.load(Ordering::Relaxed) == 0 {
+            end.store(dir.as_dir()?.listing.lock().as_ref().map_or(0, |listing| listing.next), Ordering::Relaxed);
+        }
+        let end = end.load(Ordering::Relaxed);
+        let above = self.shown_ino(&parent_of(dir));
+        let dots = [(DOT, &b"."[..], self.shown_ino(dir)), (DOT_DOT, b"..", above)];
+        if cookie < DOT_DOT {
+            dir.as_dir()?.dot_dot.store(above.0, Ordering::Relaxed);
+        }
+        for (own, name, ino) in dots {
+            let entry = DirEntry { name, ino, kind: Kind::Dir, cookie: own };
             if cookie < own && !emit(entry) {
                 return Ok(());
             }
@@ -140,7 +179,7 @@ impl<T: UpperTree> Union<T> {
             let batch: Vec<(u64, Listed)> = {
                 let listing = dir.as_dir()?.listing.lock();
                 let Some(listing) = listing.as_ref() else { return Err(Error::BadHandle) };
-                listing.entries.range(after + 1..).take(BATCH).map(|(cookie, listed)| (*cookie, listed.clone())).collect()
+                listing.entries.range(after + 1..end.max(after + 1)).take(BATCH).map(|(cookie, listed)| (*cookie, listed.clone())).collect()
             };
             if batch.is_empty() {
                 return Ok(());
@@ -181,6 +220,7 @@ impl<T: UpperTree> Union<T> {
     /// A name came into a directory. The caller holds its DIR lock exclusively.
     pub(crate) fn list_insert(&self, dir: &Inode<T>, name: &Name, inode: &Inode<T>) {
         let ino = self.shown_ino(inode);
+        dir.renumber();
         if let Some(part) = dir.dir.as_deref()
             && let Some(listing) = part.listing.lock().as_mut().filter(|listing| listing.built)
         {
@@ -190,6 +230,7 @@ impl<T: UpperTree> Union<T> {
 
     /// A name went from a directory. The caller holds its DIR lock exclusively.
     pub(crate) fn list_remove(&self, dir: &Inode<T>, name: &Name) {
+        dir.renumber();
         if let Some(part) = dir.dir.as_deref()
             && let Some(listing) = part.listing.lock().as_mut().filter(|listing| listing.built)
         {
@@ -294,3 +335,6 @@ pub(crate) struct MergedName {
     id: ObjectId,
     source: Source,
 }
+
+#[cfg(test)]
+mod tests;

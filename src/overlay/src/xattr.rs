@@ -4,11 +4,12 @@ use plyfs_format::{escape_xattr, shown_xattr};
 use plyfs_sys::Errno;
 use plyfs_sys::at::XattrMode;
 
+use crate::acl;
 use crate::backend::UpperTree;
 use crate::copy_up::Content;
 use crate::error::{Attempt, Error, Result};
 use crate::ino::Ino;
-use crate::union::Union;
+use crate::union::{Caller, Union};
 
 /// The longest name of an attribute (`XATTR_NAME_MAX`).
 const NAME_MAX: usize = 255;
@@ -45,12 +46,25 @@ impl<T: UpperTree> Union<T> {
 
     /// Writes an attribute; copies the object up first.
     ///
+    /// An access ACL set by somebody who is not root and whose group is not the file's takes setgid away (the kernel's `posix_acl_update_mode`; here
+    /// it has to be done by hand, as `ovl_set_acl` does, because the write is the daemon's). Further groups of the caller are not known here: who is in the file's
+    /// group by one of those loses setgid, too.
+    ///
     /// Errors: EROFS; EEXIST and ENODATA by `mode`; the upper's errors.
-    pub fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], mode: XattrMode) -> Result<()> {
+    pub fn setxattr(&self, caller: &Caller, ino: Ino, name: &[u8], value: &[u8], mode: XattrMode) -> Result<()> {
+        const SETGID: u32 = 0o2000;
         let inode = self.inode(ino)?;
-        let name = self.on_disk(self.upper()?.dialect, name)?;
+        let on_disk = self.on_disk(self.upper()?.dialect, name)?;
         self.copy_up(&inode, Content::Whole)?;
-        self.upper()?.tree.set_xattr(self.upper_node(&inode)?, &name, value, mode).attempt("setxattr")
+        let (tree, node) = (&self.upper()?.tree, self.upper_node(&inode)?);
+        tree.set_xattr(node, &on_disk, value, mode).attempt("setxattr")?;
+        if name == acl::ACCESS && caller.uid != 0 {
+            let stat = tree.stat(node).attempt("stat")?;
+            if stat.mode & SETGID != 0 && stat.gid != caller.gid {
+                tree.set_mode(node, stat.mode & !SETGID).attempt("drop setgid")?;
+            }
+        }
+        Ok(())
     }
 
     /// Removes an attribute; copies the object up first, if it has the attribute.

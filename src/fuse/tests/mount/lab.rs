@@ -24,6 +24,20 @@ pub(crate) struct Lab {
     dir: TempDir,
 }
 
+/// Unmounts what nobody uses. A program that a test beside this one is just starting has our descriptors until it is executed, and the mount with them: so
+/// "busy" is no answer yet.
+pub(crate) fn unmount(served: &Served) {
+    let start = Instant::now();
+    loop {
+        match served.unmount(false) {
+            Err(plyfs_fuse::Error::Unmount { errno: plyfs_sys::Errno::BUSY, .. }) if start.elapsed() < SOON => {
+                thread::sleep(Duration::from_millis(20));
+            }
+            other => return other.unwrap(),
+        }
+    }
+}
+
 /// Whether this machine can run a test with a mount; reported if not.
 pub(crate) fn can_mount(test: &str) -> bool {
     let reason = if !fs::metadata("/proc/self").is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0) {
@@ -125,7 +139,7 @@ impl Lab {
     /// Ends the mount, waits for the session, and checks that nothing panicked. The directories stay for a while.
     pub(crate) fn finish(mut self) -> TempDir {
         assert_eq!(self.counters().panics(), 0);
-        self.served().unmount(false).unwrap();
+        unmount(self.served());
         let served = self.served.take().unwrap();
         let (done, ended) = mpsc::channel();
         thread::spawn(move || done.send(served.join()));

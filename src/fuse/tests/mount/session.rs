@@ -12,7 +12,7 @@ use plyfs_overlay::{Behaviour, DirTree, Layer, LayerStack, Union};
 use plyfs_sys::Errno;
 use plyfs_sys::mount::{FuseOptions, mounts, move_mount, umount};
 
-use crate::lab::{Lab, SOON, can_mount, eventually, fuse_options, open_dir, union_of};
+use crate::lab::{Lab, SOON, can_mount, eventually, fuse_options, open_dir, union_of, unmount};
 
 fn is_mounted(path: &Path) -> bool {
     use std::os::unix::ffi::OsStrExt;
@@ -122,7 +122,7 @@ fn the_mount_can_be_attached_elsewhere_by_its_descriptor() {
     assert!(matches!(served.attach(&here), Err(Error::Attached)));
     assert!(served.take_mount().is_none());
     // Whoever attached it unmounts it.
-    served.unmount(false).unwrap();
+    unmount(&served);
     assert!(is_mounted(&here));
     umount(&here, false).unwrap();
     served.join().unwrap();
@@ -149,7 +149,7 @@ fn a_union_without_an_upper_is_read_only() {
     let shown = table.iter().find(|mount| Path::new(std::str::from_utf8(&mount.mountpoint).unwrap()) == mnt).cloned();
     let read = (fs::read(mnt.join("a")), fs::read(mnt.join("b")));
     let written = fs::write(mnt.join("a"), "x");
-    served.unmount(false).unwrap();
+    unmount(&served);
     served.join().unwrap();
     assert_eq!((read.0.unwrap(), read.1.unwrap()), (b"a".to_vec(), b"b".to_vec()));
     let shown = shown.unwrap();

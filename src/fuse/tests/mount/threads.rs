@@ -12,7 +12,7 @@ use plyfs_fuse::{ServeOptions, serve};
 use plyfs_overlay::{Behaviour, DirTree, Layer, LayerStack, Union};
 use plyfs_sys::at::{At, XattrMode, set_xattr};
 
-use crate::lab::{Lab, SOON, can_mount, eventually, fuse_options, open_dir};
+use crate::lab::{Lab, SOON, can_mount, eventually, fuse_options, open_dir, unmount};
 use crate::slow::{SIZE, Slow};
 
 #[test]
@@ -162,7 +162,7 @@ fn look_ups_go_on_while_many_copy_ups_wait() {
     let appended = fs::read(mnt.join("f0")).unwrap();
     let owner = fs::metadata(mnt.join("f1")).unwrap().uid();
     let panics = served.counters().panics();
-    served.unmount(false).unwrap();
+    unmount(&served);
     served.join().unwrap();
     went_on.expect("other requests go on");
     assert_eq!((still, owner, panics), (FILES as usize, 7, 0));
@@ -202,7 +202,7 @@ fn a_rename_that_copies_up_leaves_the_loops_free() {
     rename.join().unwrap().unwrap();
     write.join().unwrap().unwrap();
     let moved = fs::read(mnt.join("g1")).map(|data| data.len());
-    served.unmount(false).unwrap();
+    unmount(&served);
     served.join().unwrap();
     assert_eq!(went_on, Ok(true));
     assert_eq!(moved.unwrap(), SIZE);
