@@ -103,7 +103,7 @@ pub(crate) fn dispatch(Invocation(cli): Invocation) -> ExitCode {
 /// a verb, as mount.fuse(8) and podman do.
 fn spelled_out(mut args: Vec<OsString>) -> Vec<OsString> {
     let Some(program) = args.first() else { return vec![OsString::from("plyfs")] };
-    let name = Path::new(program).file_name().unwrap_or_default();
+    let name = Path::new(program).file_name().unwrap_or_default().to_owned();
     let helper = ["fuse-overlayfs", "mount.plyfs", "mount.fuse.plyfs", "mount.fuse3.plyfs"].iter().any(|helper| name == *helper);
     let first = args.get(1).map(OsString::as_os_str).unwrap_or_default();
     let insert = if helper {
@@ -112,6 +112,12 @@ fn spelled_out(mut args: Vec<OsString>) -> Vec<OsString> {
         let has_options = args.iter().skip(1).any(|arg| arg.as_bytes().starts_with(b"-o"));
         has_options && (first.as_bytes().starts_with(b"-o") || !first.as_bytes().starts_with(b"-") && !is_verb(first))
     };
+    if helper && name.as_bytes().starts_with(b"mount.") {
+        // Of mount(8): do everything but mount.
+        for arg in args.iter_mut().skip(1).filter(|arg| **arg == "-f") {
+            *arg = OsString::from("--fake");
+        }
+    }
     if insert {
         args.insert(1, OsString::from("mount"));
     }

@@ -89,6 +89,7 @@ impl Record {
 
     fn write_to(&self, dir: &Path) -> io::Result<Written> {
         fs::DirBuilder::new().mode(0o755).recursive(true).create(dir)?;
+        sweep(dir);
         let path = path(dir, self.dev);
         let new = path.with_extension(format!("{}.new", self.pid));
         let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&new)?;
@@ -130,6 +131,20 @@ impl Record {
     }
 }
 
+/// Removes the records of servers that were killed.
+fn sweep(dir: &Path) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        // What is being written or removed at this moment, or is of another version, is not ours to judge.
+        let Some(record) = fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Record>(&text).ok()) else { continue };
+        if started(record.pid) != Some(record.started)
+            && let Err(error) = fs::remove_file(&path)
+        {
+            tracing::debug!(path = %path.display(), %error, "a stale record stays");
+        }
+    }
+}
+
 fn path(dir: &Path, (major, minor): (u32, u32)) -> PathBuf {
     dir.join(format!("{major}:{minor}.json"))
 }
@@ -148,12 +163,13 @@ mod tests {
         assert_eq!(Record::find_in(dir.path(), (0, 78)).unwrap(), None);
         assert_eq!(record.way_to(record.upper.as_ref().unwrap()), PathBuf::from(format!("/proc/{}/fd/5", record.pid)));
 
-        let stale = Record { started: record.started + 1, ..record };
+        let stale = Record { started: record.started + 1, ..record.clone() };
         drop(stale.write_to(dir.path()).unwrap());
         std::mem::forget(stale.write_to(dir.path()).unwrap());
         assert_eq!(Record::find_in(dir.path(), (0, 77)).unwrap(), None);
-        drop(written);
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        drop(Record { dev: (0, 79), ..record }.write_to(dir.path()).unwrap());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "what a killed server left goes with the next mount");
+        std::mem::forget(written);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `plyfs run`: runs a command with a union of given directories as its root.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::TryLockError;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use std::process::ExitCode;
 use plyfs_format::Change;
 use plyfs_fuse::ServeOptions;
 use plyfs_overlay::params::parse_paths;
-use plyfs_overlay::{ChangeOptions, DirTree, Layer, LayerStack, check_overlap};
+use plyfs_overlay::{ChangeOptions, DirTree, Layer, LayerOpenError, LayerStack, check_overlap};
 use plyfs_runtime::{FdIndex, InnerPath, Launcher, Root, Spec};
 use plyfs_sys::mount::FuseOptions;
 use plyfs_sys::root;
@@ -58,6 +59,8 @@ pub(crate) struct Args {
 /// Where the changes go.
 struct Place {
     pair: Pair,
+    /// What was not there before, to be taken back if nothing comes of it.
+    made: Vec<PathBuf>,
     /// Goes at the end.
     scratch: Option<Scratch>,
 }
@@ -80,7 +83,8 @@ pub(crate) fn main(args: Args, root: Option<PathBuf>) -> anyhow::Result<ExitCode
     plyfs_sys::limits::umask(0);
     // A layer that is thrown away is not worth a wait for the disk.
     let behaviour = daemon::behaviour(place.scratch.is_some(), false);
-    let union = daemon::make_union(stack(&lowers, DirTree::upper(&place.pair.upper, &place.pair.work)?)?, behaviour)?;
+    let upper = DirTree::upper(&place.pair.upper, &place.pair.work).inspect_err(|_| place.unmake())?;
+    let union = daemon::make_union(stack(&lowers, upper)?, behaviour)?;
     let options = FuseOptions { dev: false, ..daemon::shared_fuse_options() };
     let served = daemon::serve(&union, &options, ServeOptions::default(), "run")?;
     drop(union);
@@ -136,7 +140,7 @@ fn place(args: &Args, lowers: &[PathBuf], like: Option<&OwnedFd>, root: Option<P
         let scratch = store.scratch()?;
         let pair = Pair::within(&scratch.dir);
         pair.make(like.as_fd())?;
-        return Ok(Place { pair, scratch: Some(scratch) });
+        return Ok(Place { pair, made: Vec::new(), scratch: Some(scratch) });
     };
     let mut pair = absolute("upper", vec![upper.clone()])?;
     pair.extend(args.work.iter().cloned());
@@ -156,12 +160,31 @@ fn place(args: &Args, lowers: &[PathBuf], like: Option<&OwnedFd>, root: Option<P
         }
         layers.pop();
     }
-    if pair.upper.exists() {
-        make_dir(&pair.work)?;
-    } else {
-        pair.make(like.as_fd())?;
+    check_unused(&pair.upper)?;
+    let made = [&pair.upper, &pair.work].into_iter().filter(|dir| !dir.exists()).cloned().collect();
+    let place = Place { pair, made, scratch: None };
+    let result = if place.pair.upper.exists() { make_dir(&place.pair.work) } else { place.pair.make(like.as_fd()) };
+    result.inspect_err(|_| place.unmake())?;
+    Ok(place)
+}
+
+/// Sees that no mount uses an upper, as opening it would, but before a work directory is made beside it.
+fn check_unused(upper: &Path) -> anyhow::Result<()> {
+    match std::fs::File::open(upper).map(|dir| dir.try_lock()) {
+        Ok(Err(TryLockError::WouldBlock)) => Err(LayerOpenError::InUse { what: "upperdir", path: upper.to_owned() }.into()),
+        // Whatever else is wrong is told when it is opened for good.
+        _ => Ok(()),
     }
-    Ok(Place { pair, scratch: None })
+}
+
+impl Place {
+    fn unmake(&self) {
+        for dir in &self.made {
+            if let Err(error) = std::fs::remove_dir(dir) {
+                tracing::debug!(%error, dir = %dir.display(), "a directory made for nothing stays");
+            }
+        }
+    }
 }
 
 fn is_in(path: &Path, dir: &Path) -> bool {

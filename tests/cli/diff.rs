@@ -1,0 +1,109 @@
+//! `plyfs diff`.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::process::{Command, Stdio};
+
+use crate::lab::{Lab, PLYFS, finish, name, need_mounts};
+
+/// Changes of every kind, in a mount.
+fn change(lab: &Lab) {
+    fs::write(lab.path("m/top"), "changed").unwrap();
+    fs::remove_file(lab.path("m/low")).unwrap();
+    fs::create_dir_all(lab.path("m/new/sub")).unwrap();
+    fs::write(lab.path("m/new/sub/f"), "").unwrap();
+    symlink("f", lab.path("m/d/link")).unwrap();
+    fs::write(lab.path("m").join(name(b"r\xff w")), "").unwrap();
+}
+
+const LINES: &[u8] = b"C /d\nA /d/link\nD /low\nA /new\nA /new/sub\nA /new/sub/f\nA /r\xff w\nC /top\n";
+
+#[test]
+fn lines_are_raw_and_sorted_mounted_or_not() {
+    need_mounts!();
+    let lab = Lab::layers();
+    let _mounted = lab.mount(&lab.options());
+    assert!(lab.plyfs(&["diff", "./m"]).ok().out.is_empty());
+    change(&lab);
+    symlink("m", lab.path("link")).unwrap();
+    for operand in ["./m", "m", &lab.text("m"), "link"] {
+        assert_eq!(lab.plyfs(&["diff", operand]).ok().out, LINES, "{operand}");
+    }
+    assert_eq!(lab.plyfs(&["diff", "--type", "mount", "m"]).ok().out, LINES);
+    lab.plyfs(&["umount", "m"]).ok();
+    assert_eq!(lab.plyfs(&["diff", "--upper", "u", "--lower", "a:b"]).ok().out, LINES);
+}
+
+#[test]
+fn json_is_dockers() {
+    need_mounts!();
+    let lab = Lab::layers();
+    let _mounted = lab.mount(&lab.options());
+    assert_eq!(lab.plyfs(&["diff", "--json", "m"]).ok().text(), "[]\n");
+    change(&lab);
+    let json: serde_json::Value = serde_json::from_slice(&lab.plyfs(&["diff", "--json", "m"]).ok().out).unwrap();
+    assert_eq!(json[0], serde_json::json!({"Path": "/d", "Kind": 0}));
+    assert_eq!(json[1], serde_json::json!({"Path": "/d/link", "Kind": 1}));
+    assert_eq!(json[2], serde_json::json!({"Path": "/low", "Kind": 2}));
+    assert_eq!(json[6], serde_json::json!({"Path": "/r\u{fffd} w", "Kind": 1, "PathBytes": "2f72ff2077"}));
+    assert_eq!(json.as_array().unwrap().len(), 8);
+}
+
+#[test]
+fn other_attributes_count_only_if_asked_for() {
+    need_mounts!();
+    let lab = Lab::layers();
+    let _mounted = lab.mount(&lab.options());
+    rustix::fs::setxattr(lab.path("m/low"), "user.test", b"1", rustix::fs::XattrFlags::empty()).unwrap();
+    assert_eq!(lab.plyfs(&["diff", "m"]).ok().text(), "");
+    assert_eq!(lab.plyfs(&["diff", "--xattrs", "m"]).ok().text(), "C /low\n");
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_error() {
+    need_mounts!();
+    let lab = Lab::layers();
+    let _mounted = lab.mount(&lab.options());
+    for number in 0..5000 {
+        fs::write(lab.path(format!("m/a-file-with-quite-a-long-name-{number}")), "").unwrap();
+    }
+    let mut child = lab.command(PLYFS).args(["diff", "m"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(0), ""));
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let done = finish_into(lab.command(PLYFS).args(["diff", "m"]), full);
+    assert_eq!(done.0, Some(1));
+    assert!(done.1.starts_with("plyfs: standard output: No space left"), "{}", done.1);
+}
+
+fn finish_into(command: &mut Command, out: fs::File) -> (Option<i32>, String) {
+    let output = command.stdout(out).stderr(Stdio::piped()).output().unwrap();
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn a_mount_over_its_own_lower_is_compared_with_what_is_under_it() {
+    need_mounts!();
+    let lab = Lab::layers();
+    let _mounted = crate::lab::Mounted(lab.path("b"));
+    let options = format!("lowerdir={},upperdir={},workdir={}", lab.text("b"), lab.text("u"), lab.text("w"));
+    lab.plyfs(&["mount", "-o", &options, "b"]).ok();
+    fs::write(lab.path("b/low"), "changed").unwrap();
+    fs::write(lab.path("b/new"), "").unwrap();
+    assert_eq!(lab.plyfs(&["diff", "./b"]).ok().text(), "C /low\nA /new\n");
+    // Layers that were renamed meanwhile are still those of the mount.
+    fs::rename(lab.path("u"), lab.path("elsewhere")).unwrap();
+    assert_eq!(lab.plyfs(&["diff", "./b"]).ok().text(), "C /low\nA /new\n");
+    lab.plyfs(&["umount", "b"]).ok();
+    assert_eq!(fs::read_to_string(lab.path("b/low")).unwrap(), "b");
+}
+
+#[test]
+fn a_read_only_union_has_no_changes() {
+    need_mounts!();
+    let lab = Lab::layers();
+    let _mounted = lab.mount(&format!("lowerdir={}", lab.text("a")));
+    assert_eq!(lab.plyfs(&["diff", "m"]).ok().text(), "");
+    assert_eq!(finish(lab.command(PLYFS).args(["diff", "--json"]).arg(lab.path("m"))).ok().text(), "[]\n");
+}

@@ -1,0 +1,13 @@
+//! The command line as users and other programs call it: the built binary, its output and exit codes, and what it leaves behind.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod attempt;
+mod bad_input;
+mod diff;
+mod info;
+mod lab;
+mod mount;
+mod run;
+#[path = "../common/skip.rs"]
+mod skip;
+mod umount;
