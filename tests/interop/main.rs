@@ -13,6 +13,7 @@
 
 mod acd;
 mod debian;
+mod host;
 mod lab;
 #[path = "../common/skip.rs"]
 mod skip;
