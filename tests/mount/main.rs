@@ -1,0 +1,26 @@
+//! What a user of a mount may rely on, on real directories through the program itself; first of all what other implementations got wrong.
+//!
+//! | module | is |
+//! | --- | --- |
+//! | `data` | readers and writers of one file, mappings, unlinked and replaced files, holes |
+//! | `copy_up` | what a copy-up keeps, and what is left when it fails or is killed |
+//! | `names` | deleted and made again, renamed, linked, whited out |
+//! | `listing` | directories read while they change, numbers of inodes |
+//! | `rights` | setuid, ACLs, setgid directories, umask, xattrs: as a plain directory has them |
+//! | `uses` | locks, programs, sockets, pipes |
+//! | `life` | mounted twice, ended, layers that fail or are swapped |
+//! | `lab` | the mount of a test, and programs with a time limit |
+//!
+//! All of them need root and `/dev/fuse`.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod copy_up;
+mod data;
+mod lab;
+mod life;
+mod listing;
+mod names;
+mod rights;
+#[path = "../common/skip.rs"]
+mod skip;
+mod uses;
