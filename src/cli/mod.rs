@@ -14,6 +14,7 @@ mod mounts;
 mod names;
 mod operand;
 mod output;
+mod pages;
 mod record;
 mod run;
 mod store;
@@ -50,6 +51,8 @@ enum Verb {
     Try(r#try::Args),
     Run(run::Args),
     Info(info::Args),
+    Completions(pages::Completions),
+    Man(pages::Man),
 }
 
 /// What was asked for.
@@ -92,6 +95,8 @@ pub(crate) fn dispatch(Invocation(cli): Invocation) -> ExitCode {
         Verb::Info(args) => (info::main(&args, root), 1),
         Verb::Try(args) => (r#try::main(args, root), EXIT_LAUNCH),
         Verb::Run(args) => (run::main(args, root), EXIT_LAUNCH),
+        Verb::Completions(args) => (pages::completions(&args, &mut Cli::command()), 1),
+        Verb::Man(args) => (pages::man(&args, Cli::command()), 1),
     };
     match result {
         Ok(code) => code,

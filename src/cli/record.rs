@@ -4,7 +4,7 @@
 //! open; a reader comes to the layers through them, whatever is mounted over their paths by then. A record counts only while the process
 //! that wrote it lives, and is removed by it at the end.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::text::Text;
 
 /// Where records are.
-const DIR: &str = "/run/plyfs";
+pub(crate) const DIR: &str = "/run/plyfs";
 
 /// The version of the format.
 const VERSION: u32 = 1;
@@ -52,13 +52,33 @@ pub(crate) struct Record {
 
 /// Removes the record when dropped.
 #[derive(Debug)]
-pub(crate) struct Written(PathBuf);
+pub(crate) struct Written {
+    dir: PathBuf,
+    record: Record,
+}
 
 impl Drop for Written {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_file(&self.0) {
-            tracing::warn!(path = %self.0.display(), %error, "the record of the mount cannot be removed");
+        // The number may have gone to another mount already, whose record that is then.
+        let own = |found: &Record| found.pid == self.record.pid && found.started == self.record.started;
+        if let Err(error) = remove_if(&self.dir, &path(&self.dir, self.record.dev), own) {
+            tracing::warn!(%error, dev = ?self.record.dev, "the record of the mount cannot be removed");
         }
+    }
+}
+
+/// Removes a record that is so, while nobody writes another one in its place.
+fn remove_if(dir: &Path, path: &Path, so: impl FnOnce(&Record) -> bool) -> io::Result<()> {
+    let lock = File::open(dir)?;
+    lock.lock()?;
+    let text = match fs::read(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        text => text?,
+    };
+    // Another version's record is not ours to judge.
+    match serde_json::from_slice::<Record>(&text) {
+        Ok(record) if record.version == VERSION && so(&record) => fs::remove_file(path),
+        _ => Ok(()),
     }
 }
 
@@ -94,8 +114,10 @@ impl Record {
         let new = path.with_extension(format!("{}.new", self.pid));
         let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&new)?;
         file.write_all(&serde_json::to_vec(self)?)?;
+        let lock = File::open(dir)?;
+        lock.lock()?;
         fs::rename(&new, &path)?;
-        Ok(Written(path))
+        Ok(Written { dir: dir.to_owned(), record: self.clone() })
     }
 
     /// The record of the mount with this device number, if its server lives.
@@ -110,19 +132,22 @@ impl Record {
             Err(error) => return Err(error),
         };
         let record: Self = serde_json::from_slice(&text)?;
-        let valid = record.version == VERSION && record.dev == dev && started(record.pid) == Some(record.started);
+        let valid = record.version == VERSION && record.dev == dev && record.is_live();
         Ok(valid.then_some(record))
+    }
+
+    /// Whether its server lives.
+    fn is_live(&self) -> bool {
+        started(self.pid) == Some(self.started)
     }
 
     /// Removes what a server that was killed has left.
     pub(crate) fn remove_stale(dev: (u32, u32)) -> io::Result<()> {
-        if Self::find(dev)?.is_some() {
+        let dir = Path::new(DIR);
+        if !dir.exists() {
             return Ok(());
         }
-        match fs::remove_file(path(Path::new(DIR), dev)) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
+        remove_if(dir, &path(dir, dev), |record| !record.is_live())
     }
 
     /// The path that leads to a layer through the server's descriptor.
@@ -134,13 +159,8 @@ impl Record {
 /// Removes the records of servers that were killed.
 fn sweep(dir: &Path) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        let path = entry.path();
-        // What is being written or removed at this moment, or is of another version, is not ours to judge.
-        let Some(record) = fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Record>(&text).ok()) else { continue };
-        if started(record.pid) != Some(record.started)
-            && let Err(error) = fs::remove_file(&path)
-        {
-            tracing::debug!(path = %path.display(), %error, "a stale record stays");
+        if let Err(error) = remove_if(dir, &entry.path(), |record| !record.is_live()) {
+            tracing::debug!(path = %entry.path().display(), %error, "a stale record stays");
         }
     }
 }

@@ -130,7 +130,15 @@ impl Store {
     pub(crate) fn at(given: Option<PathBuf>) -> anyhow::Result<Self> {
         let root = given.or_else(|| std::env::var_os("PLYFS_ROOT").filter(|root| !root.is_empty()).map(PathBuf::from));
         let root = root.unwrap_or_else(|| PathBuf::from(DEFAULT));
-        std::path::absolute(&root).map(Self).map_err(|error| failed(&root, error))
+        std::path::absolute(&root).map(|root| Self(without_links(&root))).map_err(|error| failed(&root, error))
+    }
+
+    /// Every directory that holds state of plyfs: this one, and those that others may use.
+    pub(crate) fn all_state(&self) -> Vec<PathBuf> {
+        let mut all = vec![self.0.clone(), PathBuf::from(DEFAULT), PathBuf::from(super::record::DIR)];
+        all.sort();
+        all.dedup();
+        all
     }
 
     /// The directory.
@@ -225,6 +233,13 @@ impl Held {
         write_meta(&self.dir, meta).map_err(|error| failed(&self.dir, error))
     }
 
+    /// Sees that it is on disk, which nothing waited for until now.
+    pub(crate) fn sync(&self) -> anyhow::Result<()> {
+        let synced =
+            root::open_dir(&self.dir).and_then(|dir| tree::reopen_dir(dir.as_fd())).and_then(|dir| plyfs_sys::io::syncfs(dir.as_fd()));
+        synced.map_err(|errno| failed(&self.dir, errno))
+    }
+
     /// Gives it its name, or another one if that is taken by now.
     pub(crate) fn rename(&mut self, name: &Name) -> anyhow::Result<()> {
         let tries = self.dir.parent().unwrap_or(Path::new("/")).to_owned();
@@ -259,6 +274,17 @@ impl Drop for Scratch {
 
 fn failed(path: &Path, error: impl std::fmt::Display) -> anyhow::Error {
     failure(format_args!("state directory {}", path.display()), error, "see that root can write there, or take another one with --root DIR")
+}
+
+/// The path without links in it, as far as it exists.
+fn without_links(path: &Path) -> PathBuf {
+    let real = path.ancestors().find_map(|dir| Some((dir, dir.canonicalize().ok()?)));
+    match real {
+        Some((dir, real)) => {
+            path.strip_prefix(dir).ok().filter(|rest| !rest.as_os_str().is_empty()).map_or(real.clone(), |rest| real.join(rest))
+        }
+        None => path.to_owned(),
+    }
 }
 
 /// A hidden name that nobody else takes: processes by their number, and times within one.
@@ -483,6 +509,19 @@ mod tests {
         assert!(filesystem.is(&table[0]) && filesystem.is(&table[1]) && !filesystem.is(&table[2]));
         let json = serde_json::to_string(&Meta::new(Vec::new(), vec![filesystem.clone()])).unwrap();
         assert_eq!(serde_json::from_str::<Meta>(&json).unwrap().filesystems, [filesystem]);
+    }
+
+    #[test]
+    fn a_linked_state_directory_is_known_by_its_real_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let real = dir.path().canonicalize().unwrap().join("real");
+        fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink(&real, dir.path().join("link")).unwrap();
+        for (given, path) in [("link", real.clone()), ("link/a/b", real.join("a/b")), ("real", real.clone())] {
+            let store = Store::at(Some(dir.path().join(given))).unwrap();
+            assert_eq!(store.path(), path);
+            assert!(store.all_state().contains(&path) && store.all_state().len() == 3);
+        }
     }
 
     #[test]

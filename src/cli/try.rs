@@ -100,7 +100,7 @@ pub(crate) fn main(args: Args, root: Option<PathBuf>) -> anyhow::Result<ExitCode
 fn run(args: &Args, store: &Store) -> anyhow::Result<ExitCode> {
     let keep = args.keep.as_deref().map(|name| Name::new("try --keep", name)).transpose()?;
     mount::check_fuse("try")?;
-    let prepared = View::of_host(store.path())?.prepare()?;
+    let prepared = View::of_host(&store.all_state())?.prepare()?;
     let command = args.command.iter().cloned().map(Text::from).collect();
     let mut meta = Meta::new(command, prepared.filesystems());
     let held = store.create(keep.as_ref(), &meta)?;
@@ -146,7 +146,7 @@ fn execute(args: &Args, store: &Store, prepared: view::Prepared, held: &Held) ->
     }
     spec.masked.extend(sockets);
     // Whoever could look in there would see the layers of the view itself, and other tries.
-    spec.masked.push(InnerPath::from(store.path()));
+    spec.masked.extend(store.all_state().into_iter().map(InnerPath::from));
     spec.env = std::env::vars_os().collect();
     spec.cwd = std::env::current_dir().map_or_else(|_| InnerPath::from("/"), InnerPath::from);
     spec.cwd_or_root = true;
@@ -193,6 +193,7 @@ fn decide(args: &Args, mut held: Held, changes: &[Change]) -> anyhow::Result<()>
             }
         }
     }
+    held.sync()?;
     kept(&held.name);
     Ok(())
 }

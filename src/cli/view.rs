@@ -49,13 +49,14 @@ pub(crate) struct Running {
 
 impl View {
     /// Looks at the host. What is below `state` is not shown, and therefore not planned for.
-    pub(crate) fn of_host(state: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn of_host(state: &[PathBuf]) -> anyhow::Result<Self> {
         let table = mounts::table()?;
         let failed = |errno| failure("/", errno, "mount /proc, and run it outside of a chroot");
         let root = root::open_dir(Path::new("/")).and_then(|root| mount::mount_id_of(root.as_fd())).map_err(failed)?;
         let planned = hostview::plan(&table, root, &kind_at)
             .into_iter()
-            .filter(|entry| !matches!(entry.action, Action::Skip(_)) && !mounts::mountpoint(&entry.mount).starts_with(state))
+            .filter(|entry| !matches!(entry.action, Action::Skip(_)))
+            .filter(|entry| !state.iter().any(|state| mounts::mountpoint(&entry.mount).starts_with(state)))
             .collect();
         // In a chroot the mount that / is on has no line of its own.
         let why = "it is not the root of a mount, as in a chroot";
@@ -189,7 +190,10 @@ impl Part {
         let union = daemon::make_union(layers::stack(upper, &lower)?, behaviour)?;
         // A device node in a union is the host's device: none of them works in the view.
         let options = FuseOptions { dev: false, suid: self.suid, exec: self.exec, ..daemon::shared_fuse_options() };
-        daemon::serve(&union, &options, ServeOptions::live(), "try")
+        // There may be many beside the root, and each has threads of its own.
+        let few = ServeOptions { threads: 2, long_threads: 8, ..ServeOptions::live() };
+        let serve = if self.filesystem.number == 0 { ServeOptions::live() } else { few };
+        daemon::serve(&union, &options, serve, "try")
     }
 }
 

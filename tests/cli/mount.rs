@@ -24,6 +24,18 @@ fn version_and_help_are_told_under_every_name() {
 }
 
 #[test]
+fn completions_and_man_pages_are_made_of_the_command_line() {
+    let lab = Lab::new();
+    for shell in ["bash", "zsh", "fish"] {
+        let text = lab.plyfs(&["completions", shell]).ok().text();
+        assert!(text.contains("host-sockets") && text.contains("umount"), "{shell}");
+    }
+    assert!(lab.plyfs(&["man"]).ok().text().contains(".TH plyfs 1"));
+    assert!(lab.plyfs(&["man", "try"]).ok().text().contains("host\\-sockets"));
+    lab.plyfs(&["man", "nonsense"]).refused(1, "man nonsense: no such verb; ", &[]);
+}
+
+#[test]
 fn a_mount_is_live_on_return_and_gone_after_umount() {
     need_mounts!();
     let lab = Lab::layers();
