@@ -293,7 +293,9 @@ impl<T: UpperTree> Union<T> {
             let temp = self.temp_name()?;
             let staging = Place { dir: &work, name: &temp };
             tree.link(node, staging).attempt("stage a link")?;
-            if let Err(errno) = tree.rename(staging, None, to, None, Rename::Replace) {
+            // An object that was pinned, because another name of it went, is known by the staged name from here on: it moves along, or is pinned again.
+            if let Err(errno) = tree.rename(staging, Some(node), to, None, Rename::Replace) {
+                self.pin(&inode)?;
                 tree.unlink(staging).attempt("remove a staged link")?;
                 return Err(errno).attempt("commit a link");
             }
