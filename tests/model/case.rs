@@ -127,7 +127,11 @@ pub(crate) enum Op {
         mode: u32,
     },
     /// A character device; 0:0 is what a whiteout looks like.
-    Mkchar { at: Path, mode: u32, rdev: u64 },
+    Mkchar {
+        at: Path,
+        mode: u32,
+        rdev: u64,
+    },
     Symlink {
         at: Path,
         target: Vec<u8>,

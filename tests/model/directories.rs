@@ -76,11 +76,15 @@ impl Layers {
     pub(crate) fn union(&self) -> Union<DirTree> {
         let upper = DirTree::upper(&self.upper(), &self.work()).unwrap();
         let lowers = self.lowers.iter().map(|dir| Layer::trusted(DirTree::lower(dir).unwrap())).collect();
-        Union::new(LayerStack { upper: Some(Layer::trusted(upper)), lowers }, Behaviour { volatile: true, own_ids: self.in_place.then_some((0, 0)), ..Behaviour::default() }).unwrap()
+        Union::new(
+            LayerStack { upper: Some(Layer::trusted(upper)), lowers },
+            Behaviour { volatile: true, own_ids: self.in_place.then_some((0, 0)), ..Behaviour::default() },
+        )
+        .unwrap()
     }
 
     /// `work` is empty, and no lower layer was written.
-    fn check(&self) -> Result<(), String> {
+    pub(crate) fn check(&self) -> Result<(), String> {
         let left: Vec<_> = std::fs::read_dir(self.work().join("work")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         if !left.is_empty() {
             return Err(format!("work holds {left:?}"));

@@ -9,6 +9,7 @@
 //! | `diff` | the diff by its rules |
 //! | `divergences` | where they may differ |
 //! | `run` | one case on several of them |
+//! | `stress` | many threads at once |
 //! | `regressions` | what failed once |
 //!
 //! `PLYFS_MODEL_CASES` multiplies the number of cases, `PLYFS_MODEL_SEED` runs the one case of a seed that a failure printed.
@@ -26,6 +27,7 @@ mod reference;
 mod regressions;
 mod run;
 mod shrink;
+mod stress;
 mod system;
 mod union;
 mod view;
@@ -33,7 +35,7 @@ mod view;
 #[path = "../common/skip.rs"]
 mod skip;
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::case::Case;
 use crate::generate::{Options, case};
@@ -101,4 +103,27 @@ fn kernel_overlayfs_agrees() {
         let with = directories::With { plain: false, kernel: true, handover: true };
         cases("kernel", 200, Options { ops: 20, remounts: true }, &|case| directories::run(case, with));
     });
+}
+
+fn stress_time(seconds: u64) -> Duration {
+    Duration::from_secs(seconds * number("PLYFS_MODEL_CASES").unwrap_or(1).max(1))
+}
+
+#[test]
+fn threads_leave_memory_layers_in_order() {
+    let case: Case = stress::LAYERS.parse().unwrap();
+    let layers = stress::shared(memory::Layers::new(&case.lowers, false, true));
+    let calls = stress::run(memory::system(&layers, true), stress_time(5), || layers.lock().unwrap().check());
+    eprintln!("{calls} calls");
+}
+
+#[test]
+fn threads_leave_directories_in_order() {
+    if !is_root() {
+        skip::skip!("needs root");
+    }
+    let case: Case = stress::LAYERS.parse().unwrap();
+    let layers = stress::shared(directories::Layers::new(&case.lowers, true));
+    let calls = stress::run(directories::system(&layers, true), stress_time(8), || layers.lock().unwrap().check());
+    eprintln!("{calls} calls");
 }

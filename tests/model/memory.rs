@@ -122,7 +122,13 @@ pub(crate) fn run(case: &Case) -> Result<(), String> {
     if case.lowers.is_empty() {
         return Ok(());
     }
-    let below = Layers { filesystems: Vec::new(), upper: finished.upper.clone(), lowers: finished.lowers.clone(), digests: Vec::new(), in_place: false };
+    let below = Layers {
+        filesystems: Vec::new(),
+        upper: finished.upper.clone(),
+        lowers: finished.lowers.clone(),
+        digests: Vec::new(),
+        in_place: false,
+    };
     let mut read_only = UnionSystem::new("read-only memory", case.keep, Box::new(move |_| below.union(false)));
     let mut watched = Watched::new(&mut read_only, &case.lowers);
     watched.check(&before)?;

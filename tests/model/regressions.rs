@@ -1,7 +1,7 @@
 //! Cases that failed once, made small.
 
 use crate::case::Case;
-use crate::memory;
+use crate::{directories, memory};
 
 fn case(text: &str) -> Case {
     text.parse().unwrap()
@@ -53,5 +53,27 @@ fn a_hard_link_that_goes_up_for_a_rename_marks_its_directory_impure() {
         ops
           rename /c/a /c/a exchange
           rename /b/b /c",
+    );
+}
+
+fn passes_on_directories(text: &str) {
+    if !crate::is_root() {
+        return crate::skip::record("model::regressions::passes_on_directories", "needs root");
+    }
+    directories::run(&case(text), directories::With { plain: true, kernel: false, handover: false }).unwrap();
+}
+
+#[test]
+fn a_link_over_a_whiteout_of_a_file_that_lost_a_name() {
+    passes_on_directories(
+        "layer
+          f /c \"1\"
+        ops keep
+          create /a 644
+          link /a /b
+          unlink /a
+          unlink /c
+          link /b /c
+          chmod /c 600",
     );
 }

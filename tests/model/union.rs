@@ -325,7 +325,7 @@ impl<T: UpperTree> UnionSystem<T> {
                     How::Create => XattrMode::Create,
                     How::Replace => XattrMode::Replace,
                 };
-                self.union().setxattr(attr.node, name, value, how).map_err(no)?;
+                self.union().setxattr(&ME, attr.node, name, value, how).map_err(no)?;
             }
             Op::RemoveXattr { at, name } => {
                 let attr = self.find(at)?;
@@ -432,6 +432,9 @@ impl<T: UpperTree> UnionSystem<T> {
         let mut todo = vec![(Vec::<Name>::new(), root)];
         while let Some((path, attr)) = todo.pop() {
             let said = |what: &str, e: &dyn std::fmt::Display| format!("{}: {what}: {e}", show(&path));
+            if path.len() > 200 {
+                return Err(said("a tree without end", &attr.ino.0));
+            }
             if attr.stat.kind == Kind::Dir {
                 let handle = self.union().opendir(attr.node).map_err(|e| said("opendir", &e))?;
                 let listed = self.list(handle).map_err(|e| said("readdir", &e));
