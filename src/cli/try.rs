@@ -1,7 +1,7 @@
 //! `plyfs try`: runs a command on a copy-on-write view of this machine, shows what it changed, and keeps or discards that.
 
 use std::ffi::OsString;
-use std::io::{self, BufRead, IsTerminal, Write};
+use std::io::{self, BufRead, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -10,7 +10,7 @@ use plyfs_overlay::ChangeOptions;
 use plyfs_runtime::{FdIndex, InnerPath, Launcher, Root, Spec};
 
 use super::diff::Show;
-use super::fail::{failure, need_root, note};
+use super::fail::{failure, need_root, note, say};
 use super::names::Name;
 use super::store::{Held, Meta, State, Store, now};
 use super::text::{Text, ago, command_line, shortened};
@@ -105,16 +105,13 @@ fn run(args: &Args, store: &Store) -> anyhow::Result<ExitCode> {
     let mut meta = Meta::new(command, prepared.filesystems());
     let held = store.create(keep.as_ref(), &meta)?;
 
-    let outcome = execute(args, store, prepared, &held);
-    let (code, changes) = match outcome {
-        Ok(outcome) => outcome,
+    let (code, view) = match execute(args, store, prepared, &held) {
+        Ok(ended) => ended,
         Err(Failed::Before(error)) => {
             held.discard()?;
             return Err(error);
         }
-        Err(Failed::After(code, error)) => {
-            meta.exit = Some(code);
-            held.describe(&meta)?;
+        Err(Failed::After(error)) => {
             kept(&held.name);
             return Err(error);
         }
@@ -122,8 +119,11 @@ fn run(args: &Args, store: &Store) -> anyhow::Result<ExitCode> {
     // From here on an interrupted plyfs leaves a kept try.
     meta.exit = Some(code);
     held.describe(&meta)?;
-    output::changes(&changes, false)?;
+    let changes = view.finish(&held, &ChangeOptions::default()).inspect_err(|_| kept(&held.name))?;
+    // Where they cannot be printed they are kept or discarded all the same.
+    let printed = output::changes(&changes, false);
     decide(args, held, &changes)?;
+    printed?;
     Ok(ExitCode::from(code))
 }
 
@@ -131,11 +131,12 @@ fn run(args: &Args, store: &Store) -> anyhow::Result<ExitCode> {
 enum Failed {
     /// The command did not run: nothing is worth keeping.
     Before(anyhow::Error),
-    /// It ran, and ended with this code.
-    After(u8, anyhow::Error),
+    /// It ran, and nobody knows how it ended.
+    After(anyhow::Error),
 }
 
-fn execute(args: &Args, store: &Store, prepared: view::Prepared, held: &Held) -> Result<(u8, Vec<Change>), Failed> {
+/// Runs the command to its end: its exit code, and the view that it wrote to.
+fn execute(args: &Args, store: &Store, prepared: view::Prepared, held: &Held) -> Result<(u8, view::Running), Failed> {
     plyfs_sys::limits::umask(0);
     let sockets = if args.host_sockets { Vec::new() } else { prepared.masked_sockets() };
     let mut view = prepared.serve(held).map_err(Failed::Before)?;
@@ -165,10 +166,9 @@ fn execute(args: &Args, store: &Store, prepared: view::Prepared, held: &Held) ->
     if let Err(errno) = plyfs_sys::limits::raise_nofile() {
         tracing::warn!(%errno, "the limit of open files stays");
     }
-    let status = running.wait().map_err(|error| Failed::After(error.exit_code(), error.into()))?;
+    let status = running.wait().map_err(|error| Failed::After(error.into()))?;
     drop(running);
-    let changes = view.finish(held, &ChangeOptions::default()).map_err(|error| Failed::After(status.code(), error))?;
-    Ok((status.code(), changes))
+    Ok((status.code(), view))
 }
 
 fn decide(args: &Args, mut held: Held, changes: &[Change]) -> anyhow::Result<()> {
@@ -206,13 +206,10 @@ fn kept(name: &str) {
 fn ask(name: &str) -> anyhow::Result<Fate> {
     let mut input = io::stdin().lock();
     loop {
-        let mut out = io::stderr().lock();
-        write!(out, "plyfs: keep or discard these changes? [k|k NAME|d] ")?;
-        out.flush()?;
-        drop(out);
+        say("plyfs: keep or discard these changes? [k|k NAME|d] ");
         let mut line = String::new();
         if input.read_line(&mut line)? == 0 {
-            eprintln!();
+            say("\n");
             return Ok(Fate::Keep);
         }
         let mut words = line.split_whitespace();

@@ -324,6 +324,23 @@ fn the_environment_and_the_directory_are_the_callers() {
 }
 
 #[test]
+fn output_that_cannot_be_written_does_not_change_what_becomes_of_the_changes() {
+    need_mounts!();
+    let lab = Lab::layers();
+    let full = || fs::File::options().write(true).open("/dev/full").unwrap();
+    let run = |options: &[&str], out: Stdio, err: Stdio| {
+        let mut command = lab.command(PLYFS);
+        command.arg("try").args(options).args(["--", "sh", "-c", "echo x > a/new"]);
+        command.stdout(out).stderr(err).status().unwrap().code()
+    };
+    assert_eq!(run(&["--discard"], full().into(), Stdio::null()), Some(125));
+    assert!(tries(&lab).is_empty());
+    assert_eq!(run(&["--keep", "kept"], full().into(), full().into()), Some(125));
+    assert_eq!(tries(&lab), ["kept"]);
+    assert_eq!(run(&["--discard"], Stdio::null(), full().into()), Some(0));
+}
+
+#[test]
 fn standard_input_reaches_the_command() {
     need_mounts!();
     let lab = Lab::layers();
