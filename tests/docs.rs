@@ -1,4 +1,5 @@
 //! docs/SEMANTICS.md names a test for each promise; a name that no test has any more is a promise that nobody holds.
+#![allow(clippy::unwrap_used)] // The helpers are part of the test.
 
 use std::collections::BTreeSet;
 use std::path::Path;
