@@ -29,6 +29,7 @@ pub mod root;
 pub mod signal;
 pub mod stat;
 pub mod statfs;
+pub mod terminal;
 pub mod tree;
 mod xattr;
 

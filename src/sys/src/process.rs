@@ -364,13 +364,35 @@ fn execve(file: &CStr, argv: &[CString], env: &[CString]) -> Errno {
     last_errno()
 }
 
+/// What [`poll`] waits for.
+#[derive(Copy, Clone, Debug)]
+pub enum Until<'a> {
+    /// There is something to read, or the end.
+    Readable(BorrowedFd<'a>),
+    /// There is room to write, or nobody who reads any more.
+    Writable(BorrowedFd<'a>),
+}
+
 /// Waits until one of the descriptors is readable or at its end, at most `timeout` milliseconds if given: which of them are.
 ///
 /// # Errors
 ///
 /// `EINVAL` for more than the limit of open files.
 pub fn poll_in(fds: &[BorrowedFd<'_>], timeout: Option<u32>) -> Result<Vec<bool>> {
-    let mut polled: Vec<PollFd<'_>> = fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
+    poll(&fds.iter().map(|fd| Until::Readable(*fd)).collect::<Vec<_>>(), timeout)
+}
+
+/// Waits until one of these is so, at most `timeout` milliseconds if given: which of them are.
+///
+/// # Errors
+///
+/// `EINVAL` for more than the limit of open files.
+pub fn poll(wanted: &[Until<'_>], timeout: Option<u32>) -> Result<Vec<bool>> {
+    let entries = wanted.iter().map(|until| match *until {
+        Until::Readable(fd) => PollFd::from_borrowed_fd(fd, PollFlags::IN),
+        Until::Writable(fd) => PollFd::from_borrowed_fd(fd, PollFlags::OUT),
+    });
+    let mut polled: Vec<PollFd<'_>> = entries.collect();
     let timeout = timeout.map(|ms| rustix::event::Timespec { tv_sec: i64::from(ms / 1000), tv_nsec: i64::from(ms % 1000) * 1_000_000 });
     retry_on_intr(|| rustix::event::poll(&mut polled, timeout.as_ref()))?;
     Ok(polled.iter().map(|fd| !fd.revents().is_empty()).collect())
