@@ -2,7 +2,7 @@
 //!
 //! It reaps orphans, passes signals that processes send to it on to the command, and ends when the command does, with its code; the
 //! kernel then kills what is left in the pid namespace. Signals of the terminal are not passed on: the command is in the same process
-//! group and gets its own.
+//! group and gets its own, or it has a terminal of its own, and this process none.
 
 use plyfs_sys::process::{self, Exit, signals};
 

@@ -10,12 +10,14 @@ use plyfs_sys::mount::{resolve_in_root, stat_fd};
 use plyfs_sys::ns::{self, Namespaces};
 use plyfs_sys::process::{self, Fork, caps, signals};
 use plyfs_sys::stat::Kind;
+use plyfs_sys::terminal::{self, Modes};
 
 use crate::error::{During, Error, Os, Result};
 use crate::init;
 use crate::launcher::LAUNCH_VERB;
 use crate::rootfs::{Assembly, Sources};
 use crate::spec::{Capabilities, Spec};
+use crate::terminal::give_back;
 use crate::wire::{Order, Received, Receiver, Report, Step, send};
 
 /// Whether this process was started by [`crate::Launcher::spawn`] and has to call [`launch_main`] now.
@@ -51,24 +53,30 @@ fn launch() -> Result<()> {
     drop(file);
     let order: Order = serde_json::from_slice(&text).map_err(|_| not_ours())?;
 
-    let keep: Vec<RawFd> = order.fds.iter().copied().chain([order.report, order.control]).collect();
+    let of_terminal = order.terminal.iter().flat_map(|terminal| [terminal.devpts, terminal.tty]);
+    let keep: Vec<RawFd> = order.fds.iter().copied().chain([order.report, order.control]).chain(of_terminal).collect();
     process::close_inherited_except(&keep).during(|| "close inherited descriptors".to_owned())?;
     let adopt = |number: RawFd| process::adopt(number).during(|| format!("take over descriptor {number}"));
     let mut report = PipeWriter::from(adopt(order.report)?);
     let control = PipeReader::from(adopt(order.control)?);
     let fds = order.fds.iter().map(|&number| adopt(number)).collect::<Result<Vec<_>>>()?;
+    let own_terminal =
+        order.terminal.as_ref().map(|terminal| Ok(OwnTerminal { devpts: adopt(terminal.devpts)?, tty: adopt(terminal.tty)? }));
+    let own_terminal = own_terminal.transpose()?;
+    // The caller makes it raw, but not before the command runs.
+    let modes = own_terminal.as_ref().and_then(|_| Modes::of(std::io::stdin().as_fd()).ok());
 
     // Three processes hold ends of these pipes for a while, and each must drop those of the others: their ends are what is waited for.
     let (steps, step_writer) = std::io::pipe().during(|| "make a pipe".to_owned())?;
     let result = match fork_into_pid_namespace() {
         Ok(Fork::Child) => {
             drop((steps, report, control));
-            container(&order.spec, fds, step_writer, &keep_ignored)
+            container(&order.spec, fds, own_terminal, step_writer, &keep_ignored)
         }
         Ok(Fork::Parent(pid)) => {
             // A mount with a descriptor open would not end with the container.
-            drop((fds, step_writer));
-            supervise(pid, steps, &mut report, control)
+            drop((fds, own_terminal, step_writer));
+            supervise(pid, steps, &mut report, control, modes.as_ref())
         }
         Err(error) => Err(error),
     };
@@ -83,8 +91,14 @@ fn fork_into_pid_namespace() -> Result<Fork> {
     process::fork().during(|| "fork".to_owned())
 }
 
-/// Waits for the end of process 1, or of the caller.
-fn supervise(pid: i32, steps: PipeReader, report: &mut PipeWriter, mut control: PipeReader) -> Result<()> {
+/// A terminal for the command.
+struct OwnTerminal {
+    devpts: OwnedFd,
+    tty: OwnedFd,
+}
+
+/// Waits for the end of process 1, or of the caller, whose terminal had these modes if it needs them back.
+fn supervise(pid: i32, steps: PipeReader, report: &mut PipeWriter, mut control: PipeReader, modes: Option<&Modes>) -> Result<()> {
     let container = process::pidfd_open(pid).during(|| "watch the container's first process".to_owned())?;
 
     // Until the command has taken over.
@@ -123,11 +137,18 @@ fn supervise(pid: i32, steps: PipeReader, report: &mut PipeWriter, mut control: 
             break;
         }
         if polled.get(1) == Some(&true) {
+            modes.into_iter().for_each(give_back);
             return kill(pid, &container);
         }
     }
     let exit = process::wait(pid).during(|| "wait for the command".to_owned())?;
-    send(report, &Report::Ended(exit.shell_code())).during(tell)
+    let told = send(report, &Report::Ended(exit.shell_code())).during(tell);
+    if let Some(modes) = modes {
+        // The caller has put them back when it closes its end. Or it was killed, and the command ended of the hang-up before that was seen.
+        while control.read(&mut byte).during(|| "hear from the caller".to_owned())? > 0 {}
+        give_back(modes);
+    }
+    told
 }
 
 /// Kills the container, which takes all of its processes along, and reaps it.
@@ -137,13 +158,16 @@ fn kill(pid: i32, container: &OwnedFd) -> Result<()> {
 }
 
 /// Process 1 of the container.
-fn container(spec: &Spec, fds: Vec<OwnedFd>, mut steps: PipeWriter, keep_ignored: &[i32]) -> ! {
-    let error = match prepare(spec, fds, &mut steps) {
+fn container(spec: &Spec, fds: Vec<OwnedFd>, own_terminal: Option<OwnTerminal>, mut steps: PipeWriter, keep_ignored: &[i32]) -> ! {
+    let leads_session = own_terminal.is_some();
+    let error = match prepare(spec, fds, own_terminal, &mut steps) {
         Ok(command) if spec.init => match fork_from_init() {
-            Ok(Fork::Child) => command.run(&mut steps, keep_ignored),
+            Ok(Fork::Child) => command.run(&mut steps, keep_ignored, leads_session),
             Ok(Fork::Parent(child)) => {
                 drop((steps, command));
-                std::process::exit(match init::run(child) {
+                // Out of reach of the caller's terminal, as the command is.
+                let detached = if leads_session { process::setsid().during(|| "leave the terminal".to_owned()) } else { Ok(()) };
+                std::process::exit(match detached.and_then(|()| init::run(child)) {
                     Ok(exit) => exit.shell_code(),
                     Err(error) => {
                         eprintln!("plyfs: init of the container: {error}");
@@ -153,7 +177,7 @@ fn container(spec: &Spec, fds: Vec<OwnedFd>, mut steps: PipeWriter, keep_ignored
             }
             Err(error) => error,
         },
-        Ok(command) => command.run(&mut steps, keep_ignored),
+        Ok(command) => command.run(&mut steps, keep_ignored, leads_session),
         Err(error) => error,
     };
     let code = i32::from(error.exit_code());
@@ -168,15 +192,20 @@ fn fork_from_init() -> Result<Fork> {
 }
 
 /// Makes the surroundings, up to the command.
-fn prepare(spec: &Spec, fds: Vec<OwnedFd>, steps: &mut PipeWriter) -> Result<ToRun> {
+fn prepare(spec: &Spec, fds: Vec<OwnedFd>, own_terminal: Option<OwnTerminal>, steps: &mut PipeWriter) -> Result<ToRun> {
     process::die_with_parent().during(|| "arrange to die with the launcher process".to_owned())?;
     // The launcher may have been killed before that: then nobody reads, and this fails (SIGPIPE is blocked).
     send(steps, &Step::Born).during(|| "reach the launcher process".to_owned())?;
     process::set_name(c"plyfs-init").during(|| "set the process's name".to_owned())?;
     process::umask(0);
 
+    let mut devpts = None;
+    if let Some(own) = own_terminal {
+        (0..3).try_for_each(|number| process::dup2_stdio(own.tty.as_fd(), number)).during(|| "pass the terminal on".to_owned())?;
+        devpts = Some(own.devpts);
+    }
     // Sources belong to the mount namespace of the caller, targets to the new one.
-    let sources = Sources::open(spec, fds)?;
+    let sources = Sources::open(spec, fds, devpts)?;
     let namespaces = Namespaces { mount: true, uts: spec.uts, ipc: spec.ipc, ..Namespaces::default() };
     ns::unshare(namespaces).during(|| "make namespaces".to_owned())?;
     let root = Assembly::new(sources)?.build(spec)?;
@@ -236,8 +265,12 @@ impl ToRun {
         Ok(ToRun { argv, env, path: path.unwrap_or_default() })
     }
 
-    /// Becomes the command. Returns only with why not.
-    fn run(&self, steps: &mut PipeWriter, keep_ignored: &[i32]) -> Error {
+    /// Becomes the command, which leads a session on the terminal that standard input is if it has one of its own. Returns only with why
+    /// not.
+    fn run(&self, steps: &mut PipeWriter, keep_ignored: &[i32], leads_session: bool) -> Error {
+        if leads_session && let Err(errno) = terminal::lead_session_on(std::io::stdin().as_fd()) {
+            return Error::setup("start a session on the terminal", errno);
+        }
         let ready = send(steps, &Step::Ready).during(|| "reach the launcher process".to_owned());
         if let Err(error) = ready.and_then(|()| signals::reset(keep_ignored).during(|| "reset signals".to_owned())) {
             return error;

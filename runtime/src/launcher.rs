@@ -14,17 +14,21 @@ use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Stdio};
 
 use plyfs_sys::Errno;
 use plyfs_sys::mount::{self, MountAttrFlags, Propagation, SetAttr};
-use plyfs_sys::process::{self, signals};
+use plyfs_sys::process::{self, Until, signals};
 
 use crate::error::{During, Error, Result};
 use crate::spec::Spec;
-use crate::wire::{Order, Received, Receiver, Report};
+use crate::terminal::{Relay, Terminal};
+use crate::wire::{Order, Received, Receiver, Report, TerminalOrder};
 
 /// The first argument with which the program has to call [`crate::launch_main`] before anything else.
 pub const LAUNCH_VERB: &str = "__launch";
 
 /// The signals that are passed on to the command when another process sends them to the caller.
 const FORWARDED: [i32; 6] = [signals::SIGTERM, signals::SIGHUP, signals::SIGINT, signals::SIGQUIT, signals::SIGUSR1, signals::SIGUSR2];
+
+/// The signals that the relay between terminals needs to know of.
+const OF_TERMINAL: [i32; 3] = [signals::SIGWINCH, signals::SIGTSTP, signals::SIGCONT];
 
 /// How many milliseconds a signal waits for the command to be there before it ends the launch.
 const PATIENCE: u32 = 2000;
@@ -34,6 +38,7 @@ const PATIENCE: u32 = 2000;
 pub struct Launcher {
     stdio: [Option<Stdio>; 3],
     forward_signals: bool,
+    own_terminal: bool,
 }
 
 impl Default for Launcher {
@@ -43,9 +48,9 @@ impl Default for Launcher {
 }
 
 impl Launcher {
-    /// The command has the caller's descriptors 0 to 2, and signals are passed on.
+    /// The command has the caller's descriptors 0 to 2, or a terminal of its own if these are terminals, and signals are passed on.
     pub fn new() -> Launcher {
-        Launcher { stdio: [None, None, None], forward_signals: true }
+        Launcher { stdio: [None, None, None], forward_signals: true, own_terminal: true }
     }
 
     /// Gives the command another standard input.
@@ -70,11 +75,28 @@ impl Launcher {
     }
 
     /// Sets whether signals to the caller are caught, from `spawn` until [`Running::wait`] is done, and passed on. Only one launch of a
-    /// process at a time can do so. SIGINT and SIGQUIT of the terminal's keys reach the command by themselves and do not end the caller
-    /// meanwhile. A signal that the caller ignores or blocks is left alone.
+    /// process at a time can do so. SIGINT and SIGQUIT of the terminal's keys reach a command on the caller's terminal by themselves and do
+    /// not end the caller meanwhile. A signal that the caller ignores or blocks is left alone.
     #[must_use]
     pub fn forward_signals(mut self, forward: bool) -> Launcher {
         self.forward_signals = forward;
+        self
+    }
+
+    /// Sets whether the command gets a terminal of its own, on which it leads a session, if descriptors 0 to 2 are all the caller's and
+    /// all terminals, signals are passed on, and the caller is no job in the background. [`Running::wait`] makes the caller's terminal raw,
+    /// carries bytes and the size of the window from one to the other, shows the output to its end, and puts the modes back.
+    ///
+    /// SIGINT and the like are then keys like others to the caller. When its terminal hangs up, the command's does; so it does some
+    /// seconds after SIGTERM or SIGHUP to the caller, since interactive shells ignore the former.
+    ///
+    /// Where some of the three are no terminals, the command shares what the caller has: with one terminal for its input and another
+    /// way for its output there is no raw mode that is right for both. A shell with job control may then complain, when it ends, that it
+    /// cannot give the terminal back. It has no group of its own there: `^Z` would stop only that, which no shell outside would see, and
+    /// `^C` would not reach the other commands of a pipe.
+    #[must_use]
+    pub fn own_terminal(mut self, own: bool) -> Launcher {
+        self.own_terminal = own;
         self
     }
 
@@ -85,12 +107,20 @@ impl Launcher {
     /// Why there is no command running; [`Error::exit_code`] is what a shell would make of it. Nothing is left mounted.
     pub fn spawn(self, spec: &Spec, fds: Vec<OwnedFd>) -> Result<Running> {
         spec.check(fds.len())?;
+        let on_terminal = self.own_terminal && self.forward_signals && self.stdio.iter().all(Option::is_none);
+        let terminal = if on_terminal { Terminal::for_caller()? } else { None };
         let caught = if self.forward_signals {
-            Some(signals::Caught::new(&FORWARDED).during(|| "catch signals, which one launch at a time can".to_owned())?)
+            let mut signals = FORWARDED.to_vec();
+            signals.extend(terminal.iter().flat_map(|_| OF_TERMINAL));
+            Some(signals::Caught::new(&signals).during(|| "catch signals, which one launch at a time can".to_owned())?)
         } else {
             None
         };
-        let foreground = process::is_foreground(std::io::stdin().as_fd());
+        let foreground = terminal.is_none() && process::is_foreground(std::io::stdin().as_fd());
+        let (relay, of_terminal) = match terminal {
+            Some(Terminal { relay, devpts, tty }) => (Some(relay), vec![devpts, tty]),
+            None => (None, Vec::new()),
+        };
 
         let (report, report_writer) = std::io::pipe().during(|| "make a pipe".to_owned())?;
         let (control_reader, control) = std::io::pipe().during(|| "make a pipe".to_owned())?;
@@ -100,6 +130,10 @@ impl Launcher {
             fds: fds.iter().map(|fd| process::number(fd.as_fd())).collect(),
             report: process::number(report_writer.as_fd()),
             control: process::number(control_reader.as_fd()),
+            terminal: match of_terminal.as_slice() {
+                [devpts, tty] => Some(TerminalOrder { devpts: process::number(devpts.as_fd()), tty: process::number(tty.as_fd()) }),
+                _ => None,
+            },
         };
         let order = order_file(&order)?;
         let program = own_program()?;
@@ -112,7 +146,7 @@ impl Launcher {
         command.stdin(stdin.unwrap_or_else(Stdio::inherit));
         command.stdout(stdout.unwrap_or_else(Stdio::inherit));
         command.stderr(stderr.unwrap_or_else(Stdio::inherit));
-        process::pass(&mut command, fds.into_iter().chain([report_writer, control_reader, order]).collect());
+        process::pass(&mut command, fds.into_iter().chain(of_terminal).chain([report_writer, control_reader, order]).collect());
         let child = command.spawn().during(|| "start the launcher process".to_owned())?;
         // Our ends of the pipes that the launcher has now, and the mounts.
         drop(command);
@@ -126,9 +160,12 @@ impl Launcher {
             caught,
             pending: Vec::new(),
             foreground,
+            own_terminal: relay.is_some(),
+            relay: None,
             ended: None,
         };
         running.wait_for_start()?;
+        running.relay = relay;
         Ok(running)
     }
 }
@@ -201,6 +238,10 @@ pub struct Running {
     pending: Vec<i32>,
     /// The caller was in the foreground of its terminal.
     foreground: bool,
+    /// The command has a terminal of its own: what the kernel tells the caller by signals, the command does not know.
+    own_terminal: bool,
+    /// Until the command's terminal is done with.
+    relay: Option<Relay>,
     ended: Option<ExitStatus>,
 }
 
@@ -259,7 +300,8 @@ impl Running {
         }
     }
 
-    /// Waits until the command has ended, and with it all its descendants. Takes the terminal back if the caller had it.
+    /// Waits until the command has ended, and with it all its descendants. Takes the terminal back if the caller had it. A terminal of the
+    /// command's own is served in here only.
     ///
     /// # Errors
     ///
@@ -268,10 +310,14 @@ impl Running {
         if let Some(status) = self.ended {
             return Ok(status);
         }
+        if let Some(relay) = &mut self.relay {
+            relay.attach();
+        }
         let report = self.next_report("the command ran");
         if report.is_err() {
             self.signal(signals::SIGKILL)?;
         }
+        self.show_the_rest();
         self.finish();
         match report? {
             Report::Ended(code) => {
@@ -289,17 +335,23 @@ impl Running {
         let what = || "hear from the launcher process".to_owned();
         loop {
             if !self.report.has_message() {
-                let mut fds = vec![self.report.pipe().as_fd()];
-                fds.extend(self.caught.as_ref().map(AsFd::as_fd));
+                let mut wanted = vec![Until::Readable(self.report.pipe().as_fd())];
+                wanted.extend(self.caught.as_ref().map(|caught| Until::Readable(caught.as_fd())));
+                wanted.extend(self.relay.iter().flat_map(Relay::wanted));
                 let patience = self.pending.first().map(|_| PATIENCE);
-                let ready = process::poll_in(&fds, patience).during(what)?;
-                if ready.get(1) == Some(&true) {
+                let timeout = patience.into_iter().chain(self.relay.as_ref().and_then(Relay::timeout)).min();
+                let ready = process::poll(&wanted, timeout).during(what)?;
+                let signals_came = self.caught.is_some() && ready.get(1) == Some(&true);
+                if signals_came {
                     self.pass_signals_on()?;
+                }
+                if let Some(relay) = &mut self.relay {
+                    relay.work();
                 }
                 if ready.first() != Some(&true) {
                     match self.pending.first() {
                         // Nothing at all for so long: the launch is given up.
-                        Some(&signal) if ready.get(1) != Some(&true) => return Err(Error::Interrupted { signal }),
+                        Some(&signal) if !signals_came => return Err(Error::Interrupted { signal }),
                         _ => continue,
                     }
                 }
@@ -314,16 +366,61 @@ impl Running {
 
     fn pass_signals_on(&mut self) -> Result<()> {
         while let Some(caught) = &self.caught
-            && let Some(signal) = caught.next().during(|| "read a caught signal".to_owned())?
+            && let Some(signals::Arrived { signal, by_process }) = caught.next().during(|| "read a caught signal".to_owned())?
         {
-            if self.container.is_some() {
-                self.signal(signal)?;
-            } else {
+            if OF_TERMINAL.contains(&signal) {
+                self.follow_terminal(signal)?;
+            } else if !by_process && !self.own_terminal {
+                // The command is in the foreground, too, and has it already.
+            } else if self.container.is_none() {
                 // The command may run already, with the word of it on its way.
                 self.pending.push(signal);
+            } else if signal == signals::SIGHUP
+                && !by_process
+                && let Some(relay) = &mut self.relay
+            {
+                relay.hang_up();
+            } else {
+                self.signal(signal)?;
+                if let Some(relay) = &mut self.relay
+                    && [signals::SIGTERM, signals::SIGHUP].contains(&signal)
+                {
+                    relay.hang_up_later();
+                }
             }
         }
         Ok(())
+    }
+
+    /// Does what a signal about the caller's terminal asks for.
+    fn follow_terminal(&mut self, signal: i32) -> Result<()> {
+        match (signal, &mut self.relay) {
+            (signals::SIGWINCH, Some(relay)) => relay.resize(),
+            (signals::SIGCONT, Some(relay)) => relay.resume(),
+            (signals::SIGTSTP, relay) => {
+                // Nobody has typed it: the key is the command's. The shell outside finds its terminal as it was.
+                relay.iter_mut().for_each(Relay::detach);
+                let own = i32::try_from(std::process::id()).unwrap_or_default();
+                process::kill(own, signals::SIGSTOP).during(|| "stop".to_owned())?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Shows what the command has left in its terminal, unless somebody asks to end.
+    fn show_the_rest(&mut self) {
+        let Some(mut relay) = self.relay.take() else { return };
+        let caught = self.caught.as_ref();
+        relay.finish(|screen| {
+            let wanted: Vec<Until<'_>> = [screen].into_iter().chain(caught.map(|caught| Until::Readable(caught.as_fd()))).collect();
+            if let Err(errno) = process::poll(&wanted, None) {
+                tracing::debug!(%errno, "the rest of the output is not shown");
+                return false;
+            }
+            let arrived = caught.and_then(|caught| caught.next().ok().flatten());
+            arrived.is_none_or(|arrived| OF_TERMINAL.contains(&arrived.signal))
+        });
     }
 
     /// Ends what is left and cleans up. The container is gone, or goes now.
@@ -332,6 +429,7 @@ impl Running {
         if let Err(error) = self.child.wait() {
             tracing::warn!(%error, "cannot wait for the launcher process");
         }
+        self.relay = None;
         self.caught = None;
         if std::mem::replace(&mut self.foreground, false) {
             // A shell in the container has put its own group there, and could not put ours back: it does not see us.

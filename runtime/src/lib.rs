@@ -19,7 +19,7 @@
 //! - Every source is opened before the root is entered, every target is resolved inside the new root (`RESOLVE_IN_ROOT`, no magic links).
 //! - Files of the host that are bound (`/dev/null`, the terminal) are first seen to be what they claim, and bound by that descriptor.
 //! - Device nodes work in `/dev` only, where they are read-only binds of the host's.
-//! - Nothing but descriptors 0 to 2 reaches the command.
+//! - Nothing but descriptors 0 to 2 reaches the command, and no terminal of the caller's that it could take over: it gets its own.
 
 #![forbid(unsafe_code)]
 
@@ -31,6 +31,7 @@ mod launcher;
 mod rootfs;
 pub mod sockets;
 pub mod spec;
+mod terminal;
 mod wire;
 
 pub use error::{Error, Result};

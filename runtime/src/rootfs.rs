@@ -41,11 +41,12 @@ pub(crate) struct Sources {
     /// By the place of the mount in the specification.
     mounts: Vec<Option<OwnedFd>>,
     console: Option<OwnedFd>,
+    devpts: Option<OwnedFd>,
 }
 
 impl Sources {
-    /// Opens them.
-    pub(crate) fn open(spec: &Spec, fds: Vec<OwnedFd>) -> Result<Sources> {
+    /// Opens them. With an instance of devpts, standard input is a terminal of that.
+    pub(crate) fn open(spec: &Spec, fds: Vec<OwnedFd>, devpts: Option<OwnedFd>) -> Result<Sources> {
         let mut fds: Vec<Option<OwnedFd>> = fds.into_iter().map(Some).collect();
         let mut take = |FdIndex(index): FdIndex| {
             fds.get_mut(index).and_then(Option::take).ok_or_else(|| Error::Spec(format!("descriptor {index} is missing")))
@@ -96,7 +97,18 @@ impl Sources {
                 _ => None,
             });
         }
-        Ok(Sources { root, mounts, console: console() })
+        // Of a detached mount nothing can be cloned before it is attached.
+        let console = if devpts.is_none() { console() } else { None };
+        Ok(Sources { root, mounts, console, devpts })
+    }
+}
+
+/// A detached instance of devpts for a container.
+pub(crate) fn devpts() -> std::result::Result<OwnedFd, mount::MountError> {
+    match mount::devpts(Some(TTY_GROUP)) {
+        // The group has no number in this user namespace.
+        Err(error) if error.errno == Errno::INVAL => mount::devpts(None),
+        result => result,
     }
 }
 
@@ -129,6 +141,7 @@ pub(crate) struct Assembly {
     root: OwnedFd,
     mounts: Vec<Option<OwnedFd>>,
     console: Option<OwnedFd>,
+    devpts: Option<OwnedFd>,
 }
 
 /// A root that is complete.
@@ -160,10 +173,10 @@ impl Assembly {
             errno: Os::from(errno),
             remedy: if errno == Errno::INVAL { "the current root is not the root of a mount: leave the chroot" } else { "" }.to_owned(),
         })?;
-        let Sources { root, mounts, console } = sources;
+        let Sources { root, mounts, console, devpts } = sources;
         let slash = open_dir(Path::new("/")).during(|| "open /".to_owned())?;
         mount::move_mount(root.as_fd(), slash.as_fd()).during(|| "attach the new root".to_owned())?;
-        Ok(Assembly { root, mounts, console })
+        Ok(Assembly { root, mounts, console, devpts })
     }
 
     /// Mounts all that the specification wants.
@@ -269,7 +282,7 @@ impl Assembly {
 
     /// A `/dev` of its own. The directory is a tmpfs in which device nodes do not work, so that a command that may make some gains
     /// nothing; those that are to work are bound one by one.
-    fn dev(&self, options: &DevOptions, ipc: bool) -> Result<()> {
+    fn dev(&mut self, options: &DevOptions, ipc: bool) -> Result<()> {
         let target = &options.target;
         let what = |name: &str| format!("make {target}/{name}");
         let limits = mount::TmpfsOptions { size: Some(64 << 20), ..mount::TmpfsOptions::default() };
@@ -287,14 +300,15 @@ impl Assembly {
             create::symlink(dev, name.as_bytes(), link.as_bytes()).during(|| what(name))?;
         }
 
-        let pts = match mount::devpts(Some(TTY_GROUP)) {
-            // The group has no number in this user namespace.
-            Err(error) if error.errno == Errno::INVAL => mount::devpts(None),
-            result => result,
+        let (pts, is_ours) = match self.devpts.take() {
+            Some(pts) => (pts, true),
+            None => (devpts().during(|| what("pts"))?, false),
         };
-        let pts = pts.during(|| what("pts"))?;
         let place = directory(dev, "pts").during(|| what("pts"))?;
         mount::move_mount(pts.as_fd(), place.as_fd()).during(|| what("pts"))?;
+        if is_ours {
+            self.console = console();
+        }
 
         let limits = mount::TmpfsOptions { source: "shm".to_owned(), size: options.shm_size, mode: 0o1777, ..Default::default() };
         let sealed = Attr::MOUNT_ATTR_NOSUID | Attr::MOUNT_ATTR_NODEV | Attr::MOUNT_ATTR_NOEXEC;

@@ -243,8 +243,9 @@ pub const SYS_MASKED: [&str; 2] = ["/sys/firmware", "/sys/devices/virtual/powerc
 
 /// A command and its surroundings.
 ///
-/// It runs in new mount and pid namespaces, with descriptors 0 to 2 as the caller's and no others, umask 022, default signal dispositions
-/// (an ignored SIGHUP stays ignored, for `nohup`) and no signal blocked. User and group are the caller's.
+/// It runs in new mount and pid namespaces, with descriptors 0 to 2 as the caller's (or a terminal of its own, see
+/// [`crate::Launcher::own_terminal`]) and no others, umask 022, default signal dispositions (an ignored SIGHUP stays ignored, for `nohup`) and
+/// no signal blocked. User and group are the caller's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
     /// What becomes `/`.

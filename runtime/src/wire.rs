@@ -7,7 +7,8 @@
 //! ```
 //!
 //! The pipe from the caller carries one byte once the caller has a descriptor for the container process; before, the launcher does not
-//! reap it. Its end means that the caller is gone. The step pipe is close-on-exec: it ends when the command has taken over.
+//! reap it. Its end means that the caller is gone or, after the last report, that it is done with the terminal. The step pipe is
+//! close-on-exec: it ends when the command has taken over.
 
 use std::io::{Read, Write};
 use std::os::fd::RawFd;
@@ -25,6 +26,15 @@ pub(crate) struct Order {
     pub(crate) fds: Vec<RawFd>,
     pub(crate) report: RawFd,
     pub(crate) control: RawFd,
+    pub(crate) terminal: Option<TerminalOrder>,
+}
+
+/// The numbers of what a terminal of the command's own takes.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct TerminalOrder {
+    /// The detached mount for `/dev/pts`.
+    pub(crate) devpts: RawFd,
+    pub(crate) tty: RawFd,
 }
 
 /// From the container process to the launcher.

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -17,13 +17,6 @@ use plyfs_sys::ns::{self, Namespaces};
 use plyfs_sys::process::{self, signals};
 
 use crate::support::*;
-
-macro_rules! all {
-    ($($name:ident),* $(,)?) => {
-        /// Every case by its name.
-        pub(crate) const ALL: &[(&str, fn())] = &[$((stringify!($name), $name)),*];
-    };
-}
 
 all![
     command_s_exit_code_is_the_launch_s,
@@ -66,8 +59,6 @@ all![
     death_of_the_launcher_is_death_of_the_container,
     dropped_launch_is_killed,
     many_at_once,
-    terminal_is_the_console_and_is_taken_back,
-    keys_go_to_the_command_and_not_to_the_caller,
 ];
 
 fn command_s_exit_code_is_the_launch_s() {
@@ -680,53 +671,6 @@ fn many_at_once() {
     drop(first);
 }
 
-/// A terminal, and a caller that has it as its own and as its standard input, output and error.
-fn caller_on_terminal(text: &str) -> (fs::File, std::process::Child) {
-    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-    let main = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
-    grantpt(&main).unwrap();
-    unlockpt(&main).unwrap();
-    let name = ptsname(&main, Vec::new()).unwrap();
-    let child = start_caller("terminal", &[name.to_str().unwrap(), text]).stdin(Stdio::null()).spawn().unwrap();
-    (fs::File::from(main), child)
-}
-
-/// Reads from a terminal until a word comes.
-fn read_until(main: &mut fs::File, word: &str) -> String {
-    let mut text = String::new();
-    let mut byte = [0];
-    while !text.contains(word) {
-        match main.read(&mut byte) {
-            Ok(1) => text.push(char::from(byte[0])),
-            end => panic!("{word:?} did not come, but {text:?} and {end:?}"),
-        }
-    }
-    text
-}
-
-fn terminal_is_the_console_and_is_taken_back() {
-    // A shell with job control takes the terminal and cannot give it back; the caller reads from it afterwards.
-    // (Its exit code is its own affair: some end with an error when they cannot.)
-    let text = "test -c /dev/console && tty && echo console > /dev/console; set -m; sh -c 'echo job'; exit 6";
-    let (mut main, mut child) = caller_on_terminal(text);
-    let seen = read_until(&mut main, "again?");
-    assert!(seen.contains("/dev/console") && seen.contains("\nconsole") && seen.contains("job"), "{seen:?}");
-    main.write_all(b"yes\n").unwrap();
-    read_until(&mut main, "answer yes code");
-    assert!(child.wait().unwrap().success());
-}
-
-fn keys_go_to_the_command_and_not_to_the_caller() {
-    let (mut main, mut child) = caller_on_terminal("trap 'echo trapped; exit 7' INT; echo ready; while :; do sleep 0.01; done");
-    read_until(&mut main, "ready");
-    main.write_all(b"\x03").unwrap();
-    let seen = read_until(&mut main, "again?");
-    assert_eq!(seen.matches("trapped").count(), 1, "{seen:?}");
-    main.write_all(b"no\n").unwrap();
-    read_until(&mut main, "answer no code 7");
-    assert!(child.wait().unwrap().success());
-}
-
 /// A caller of its own: what the cases above start with [`crate::support::start_caller`].
 pub(crate) fn caller(name: &str, rest: &[String]) -> ExitCode {
     let with_init = |spec: Spec, init: &str| Spec { init: init == "init", ..spec };
@@ -753,20 +697,7 @@ pub(crate) fn caller(name: &str, rest: &[String]) -> ExitCode {
             println!("{}", running.pid().unwrap());
             code(running.wait())
         }
-        ("terminal", [terminal, text]) => {
-            process::setsid().unwrap();
-            // The first terminal that the leader of a session opens becomes its own.
-            let terminal = fs::OpenOptions::new().read(true).write(true).open(terminal).unwrap();
-            for number in 0..3 {
-                process::dup2_stdio(terminal.as_fd(), number).unwrap();
-            }
-            let status = Launcher::new().spawn(&script(text), Vec::new()).unwrap().wait().unwrap();
-            println!("again?");
-            let mut line = String::new();
-            std::io::stdin().read_line(&mut line).unwrap();
-            println!("answer {} code {}", line.trim(), status.code());
-            ExitCode::SUCCESS
-        }
+        ("terminal", [terminal, kind, command @ ..]) => crate::terminals::caller(terminal, kind, command),
         ("false-null", []) => {
             ns::unshare(Namespaces { mount: true, ..Namespaces::default() }).unwrap();
             mount::make_private_recursive("/").unwrap();

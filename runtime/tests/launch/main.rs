@@ -7,6 +7,7 @@
 
 mod cases;
 mod support;
+mod terminals;
 
 use std::process::ExitCode;
 
@@ -28,7 +29,7 @@ fn main() -> ExitCode {
     let wanted = |name: &str| {
         filters.is_empty() || filters.iter().any(|filter| if exact { name == *filter } else { name.contains(filter.as_str()) })
     };
-    let cases: Vec<_> = cases::ALL.iter().filter(|(name, _)| wanted(name)).collect();
+    let cases: Vec<_> = cases::ALL.iter().chain(terminals::ALL).filter(|(name, _)| wanted(name)).collect();
     if list {
         // As the usual harness, for runners that ask; there are no ignored cases.
         if !arguments.iter().any(|argument| argument == "--ignored") {

@@ -8,6 +8,15 @@ use std::time::{Duration, Instant};
 
 use plyfs_runtime::{Error, HostPath, Launcher, Root, Running, Spec};
 
+/// Makes the list of a file's cases.
+macro_rules! all {
+    ($($name:ident),* $(,)?) => {
+        /// Every case by its name.
+        pub(crate) const ALL: &[(&str, fn())] = &[$((stringify!($name), $name)),*];
+    };
+}
+pub(crate) use all;
+
 /// Says that a case was not run, also where that is counted.
 pub(crate) fn skip(name: &str, reason: &str) {
     println!("SKIP {name}: {reason}");

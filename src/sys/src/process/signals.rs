@@ -11,7 +11,9 @@ use rustix::pipe::PipeFlags;
 use crate::at::{check, last_errno};
 use crate::{Errno, Result};
 
-pub use libc::{SIGABRT, SIGCHLD, SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGSEGV, SIGSTOP, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
+pub use libc::{
+    SIGABRT, SIGCHLD, SIGCONT, SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGSEGV, SIGSTOP, SIGTERM, SIGTSTP, SIGUSR1, SIGUSR2, SIGWINCH,
+};
 
 /// The highest number of a signal.
 const LAST: i32 = 64;
@@ -176,10 +178,13 @@ static CAUGHT: AtomicI32 = AtomicI32::new(-1);
 /// Held by the one [`Caught`] that there may be.
 static CATCHING: Mutex<bool> = Mutex::new(false);
 
+/// Marks a byte in the pipe as a signal that no process sent. The numbers of signals are below.
+const BY_KERNEL: u8 = 0x80;
+
 /// Signals caught in a process of many threads, whatever their masks are, and read as messages.
 ///
-/// Only those that a process sent are reported. What the kernel sends for a key or a hang-up of the terminal goes to the whole foreground
-/// group, so the command has it already; here it is only kept from ending the process. A signal that was ignored stays ignored.
+/// What the kernel sends for a key or a hang-up of the terminal goes to the whole foreground group, so a command in it has it already; the
+/// reports tell that apart. A signal that was ignored stays ignored.
 pub struct Caught {
     read: BorrowedFd<'static>,
     before: Vec<(i32, libc::sigaction)>,
@@ -232,10 +237,10 @@ impl Caught {
     /// # Errors
     ///
     /// None that is known.
-    pub fn next(&self) -> Result<Option<i32>> {
+    pub fn next(&self) -> Result<Option<Arrived>> {
         let mut byte = [0_u8];
         match retry_on_intr(|| rustix::io::read(self.read, &mut byte)) {
-            Ok(1) => Ok(byte.first().map(|&byte| i32::from(byte))),
+            Ok(1) => Ok(byte.first().map(|&byte| Arrived { signal: i32::from(byte & !BY_KERNEL), by_process: byte & BY_KERNEL == 0 })),
             Ok(_) | Err(Errno::AGAIN) => Ok(None),
             Err(errno) => Err(errno),
         }
@@ -283,10 +288,10 @@ extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, _context:
     // SAFETY: with SA_SIGINFO the kernel passes a valid siginfo for the length of the handler; si_code is set for every signal.
     let by_process = unsafe { (*info).si_code } <= 0;
     let fd = CAUGHT.load(Ordering::SeqCst);
-    if !by_process || fd < 0 {
+    if fd < 0 {
         return;
     }
-    let byte = [u8::try_from(signal).unwrap_or(0)];
+    let byte = [u8::try_from(signal).unwrap_or(0) | if by_process { 0 } else { BY_KERNEL }];
     // SAFETY: write(2) is async-signal-safe, the buffer is valid, and errno, which the interrupted code may be about to read, is put
     // back. The pipe does not block.
     unsafe {

@@ -71,7 +71,7 @@ fn caught_signal_of_a_process_is_read_and_there_is_one_catcher() {
     assert_eq!(caught.next().unwrap(), None);
     kill(i32::try_from(std::process::id()).unwrap(), signals::SIGUSR1).unwrap();
     assert_eq!(poll_in(&[caught.as_fd()], Some(10_000)).unwrap(), [true]);
-    assert_eq!(caught.next().unwrap(), Some(signals::SIGUSR1));
+    assert_eq!(caught.next().unwrap(), Some(signals::Arrived { signal: signals::SIGUSR1, by_process: true }));
     drop(caught);
     signals::Caught::new(&[signals::SIGUSR1]).unwrap();
 }
