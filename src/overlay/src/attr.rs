@@ -156,6 +156,8 @@ impl<T: UpperTree> Union<T> {
             let node = self.upper_node(&inode)?;
             if let Some(size) = set.size {
                 let truncated = match (file, handle) {
+                    // Copied up empty.
+                    (Some(_), _) if size == 0 => Ok(()),
                     (Some(file), _) => tree.truncate(&file, size),
                     (None, Some(handle)) if self.handles.writable(handle)? => {
                         self.handles.with_file(self, handle, |file| tree.truncate(file, size))?

@@ -24,7 +24,7 @@ use crate::union::{Event, Union};
 pub(crate) enum Content {
     /// All of it.
     Whole,
-    /// Nothing: the opener truncates.
+    /// Nothing: the caller truncates, and has it done with the copy-up.
     Empty,
 }
 
@@ -184,7 +184,9 @@ impl<T: UpperTree> Union<T> {
         if inode.kind != Kind::Symlink {
             to.set_mode(&staged.node, stat.mode).attempt("chmod the copy")?;
         }
-        to.set_times(&staged.node, SetTime::To(stat.atime), SetTime::To(stat.mtime)).attempt("set the copy's times")?;
+        // Who truncates has its time of modification from the copy itself: it is empty since now.
+        let mtime = if staged.content == Content::Empty { SetTime::Omit } else { SetTime::To(stat.mtime) };
+        to.set_times(&staged.node, SetTime::To(stat.atime), mtime).attempt("set the copy's times")?;
         if let Some(file) = &staged.file
             && !self.behaviour.volatile
         {
@@ -243,15 +245,12 @@ impl<T: UpperTree> Union<T> {
             return Ok(Committed::Moved(Box::new(staged)));
         }
         let tree = &self.upper()?.tree;
-        let placed = match self.index_place(inode, &staged.stat)? {
-            Some(index) => self.commit_indexed(inode, &staged, &index, None),
+        let index = self.index_place(inode, &staged.stat)?;
+        let placed = match &index {
+            Some(index) => self.commit_indexed(inode, &staged, index, None),
             None => match &staged.temp {
-                None => {
-                    inode.count_links(&staged.stat, 0);
-                    Ok(())
-                }
+                None => Ok(()),
                 Some(temp) => {
-                    inode.count_links(&staged.stat, 0);
                     let work = tree.work();
                     let at = Place { dir: &work, name: temp };
                     let removed =
@@ -263,6 +262,9 @@ impl<T: UpperTree> Union<T> {
         if let Err(error) = placed {
             self.discard(Some(staged))?;
             return Err(error);
+        }
+        if index.is_none() {
+            inode.count_links(&staged.stat, 0);
         }
         let id = tree.id(&staged.node);
         inode.publish_upper(staged.node, id);
@@ -281,18 +283,26 @@ impl<T: UpperTree> Union<T> {
         }
     }
 
-    /// A hard-linked lower file goes to the index first, then gets its name: from the first step on all its names show the copy.
+    /// A hard-linked lower file goes to the index first, then gets its name: from the first step on all its names show the copy. If it cannot have its name
+    /// it leaves the index again: nothing shows what was not published.
     fn commit_indexed(&self, inode: &Inode<T>, staged: &Staged<T>, index: &(T::Node, Name), at: Option<Place<'_, T::Node>>) -> Result<()> {
         let tree = &self.upper()?.tree;
+        let indexed = Place { dir: &index.0, name: &index.1 };
         self.write_nlink(&staged.node, Nlink::Lower(inode.nlink_delta.load(Ordering::Relaxed)))?;
-        self.place_staged(staged, Place { dir: &index.0, name: &index.1 })?;
-        inode.indexed.store(true, Ordering::Relaxed);
-        inode.count_links(&staged.stat, 1);
-        if let Some(at) = at {
-            tree.link(&staged.node, at).attempt("link a copy-up from the index")?;
-            inode.nlink_delta.fetch_sub(1, Ordering::Relaxed);
+        self.place_staged(staged, indexed)?;
+        if let Some(at) = at
+            && let Err(errno) = tree.link(&staged.node, at)
+        {
+            tree.unlink(indexed).attempt("take a copy-up out of the index")?;
+            return Err(errno).attempt("link a copy-up from the index");
         }
-        self.write_nlink(&staged.node, Nlink::Upper(inode.nlink_delta.load(Ordering::Relaxed)))
+        inode.indexed.store(true, Ordering::Relaxed);
+        inode.count_links(&staged.stat, if at.is_some() { 2 } else { 1 });
+        if let Err(error) = self.write_nlink(&staged.node, Nlink::Upper(inode.nlink_delta.load(Ordering::Relaxed))) {
+            // It is done; the mark that counts from the lower object says the same.
+            tracing::warn!(%error, "the nlink mark counts from the lower object");
+        }
+        Ok(())
     }
 
     /// Writes how many links the union shows.
@@ -311,11 +321,15 @@ impl<T: UpperTree> Union<T> {
     }
 
     /// Runs a change of a directory that users must not see in its mtime. The caller holds the DIR lock exclusively, which stat of a directory takes shared.
+    /// The change is what counts: once it is done, a time that cannot be put back does not make it fail (as in the kernel).
     pub(crate) fn keeping_mtime(&self, dir: &T::Node, change: impl FnOnce() -> Result<()>) -> Result<()> {
         let tree = &self.upper()?.tree;
         let before = tree.stat(dir).attempt("stat the upper directory")?;
         change()?;
-        tree.set_times(dir, SetTime::Omit, SetTime::To(before.mtime)).attempt("put back a directory's mtime")
+        if let Err(errno) = tree.set_times(dir, SetTime::Omit, SetTime::To(before.mtime)) {
+            tracing::warn!(%errno, "a directory's mtime tells of a copy-up in it");
+        }
+        Ok(())
     }
 
     /// Marks an upper directory as holding objects whose numbers come from lower layers; kernel overlayfs then looks for them in readdir.

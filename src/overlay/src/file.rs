@@ -179,10 +179,16 @@ impl<T: UpperTree> Union<T> {
         // The file comes open from its own copy-up: after an empty copy was committed, nothing may fail for want of a descriptor.
         let file = match self.copy_up(&inode, content)? {
             Some(file) => file,
-            None => self.upper()?.tree.open_write(self.upper_node(&inode)?).attempt("open for writing")?,
+            None => {
+                let tree = &self.upper()?.tree;
+                let file = tree.open_write(self.upper_node(&inode)?).attempt("open for writing")?;
+                if truncate {
+                    tree.truncate(&file, 0).attempt("truncate")?;
+                }
+                file
+            }
         };
         if truncate {
-            self.upper()?.tree.truncate(&file, 0).attempt("truncate")?;
             self.drop_privileges(caller, &inode)?;
         }
         Ok(self.handles.insert_file(inode, file, true))
