@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use plyfs_format::{ESCAPED_WHITEOUT_RDEV, MarkKind, Nlink, is_whiteout_device};
 use plyfs_sys::Errno;
 use plyfs_sys::at::XattrMode;
-use plyfs_sys::stat::{Kind, Stat};
+use plyfs_sys::stat::Kind;
 
 use crate::acl::{self, Inherited};
 use crate::attr::Attr;
@@ -102,13 +102,15 @@ impl<T: UpperTree> Union<T> {
         let (inode, file) = match self.make_in(caller, &parent, name, NewNode::File, mode, umask) {
             Err(Error::Exists) if !exclusive => {
                 let attr = self.lookup(parent.ino, name)?.ok_or(Error::NotFound)?;
-                return match self.open(caller, attr.node, flags).and_then(|handle| Ok((self.getattr(attr.node)?, handle))) {
-                    Ok(opened) => Ok(opened),
+                let opened = self.open(caller, attr.node, flags).and_then(|handle| match self.getattr(attr.node) {
+                    Ok(attr) => Ok((attr, handle)),
                     Err(error) => {
-                        self.forget(attr.node, 1);
+                        self.release(handle);
                         Err(error)
                     }
-                };
+                });
+                // Who hears of an error holds nothing.
+                return opened.inspect_err(|_| self.forget(attr.node, 1));
             }
             other => other?,
         };
@@ -116,8 +118,8 @@ impl<T: UpperTree> Union<T> {
             Some(file) => file,
             None => self.upper()?.tree.open_write(self.upper_node(&inode)?).attempt("open the new file")?,
         };
-        let handle = self.handles.insert_file(inode.clone(), file, true);
-        Ok((self.entered(&inode)?, handle))
+        let attr = self.entered(&inode)?;
+        Ok((attr, self.handles.insert_file(inode, file, true)))
     }
 
     /// The attributes of what a call has just entered, with one look-up counted.
@@ -136,9 +138,11 @@ impl<T: UpperTree> Union<T> {
         }
         let Resolved::Absent { whiteout } = self.resolve(parent, name)? else { return Err(Error::Exists) };
         let blueprint = self.blueprint(caller, parent, node, mode, umask, whiteout)?;
-        let (node, file, stat) = self.make_at(parent, name, &blueprint)?;
+        let kind = blueprint.node.kind();
+        // Nothing that may fail stands between the commit and its notes in names and listing.
+        let (node, file) = self.make_at(parent, name, &blueprint)?;
         let id = self.upper()?.tree.id(&node);
-        let new = NewInode { kind: stat.kind, origin: id, lowers: Vec::new(), upper: Some((node, id)), redirect: None, links: None };
+        let new = NewInode { kind, origin: id, lowers: Vec::new(), upper: Some((node, id)), redirect: None, links: None };
         let inode = self.intern(parent, name, new);
         self.list_insert(parent, name, &inode);
         Ok((inode, file))
@@ -195,13 +199,11 @@ impl<T: UpperTree> Union<T> {
     }
 
     /// Makes the object where it belongs, or stages it and moves it there; the caller holds DIR(parent) exclusively and has seen that the name is free.
-    fn make_at(&self, parent: &Inode<T>, name: &Name, plan: &Blueprint) -> Result<(T::Node, Option<T::File>, Stat)> {
+    fn make_at(&self, parent: &Inode<T>, name: &Name, plan: &Blueprint) -> Result<(T::Node, Option<T::File>)> {
         let tree = &self.upper()?.tree;
         if plan.in_place {
             let at = Place { dir: self.upper_node(parent)?, name };
-            let (node, file) = self.make_bare(at, plan, plan.mode, plan.mode)?;
-            let stat = tree.stat(&node).attempt("stat the new object")?;
-            return Ok((node, file, stat));
+            return self.make_bare(at, plan, plan.mode, plan.mode);
         }
         let work = tree.work();
         let temp = self.temp_name()?;
@@ -228,8 +230,7 @@ impl<T: UpperTree> Union<T> {
                 tracing::warn!(%errno, "a whiteout stays in workdir");
             }
         }
-        let stat = tree.stat(&node).attempt("stat the new object")?;
-        Ok((node, file, stat))
+        Ok((node, file))
     }
 
     fn dress(&self, node: &T::Node, plan: &Blueprint) -> Result<()> {
@@ -331,10 +332,13 @@ impl<T: UpperTree> Union<T> {
             self.remove_upper(place, inode.kind, self.lower_has(&parent, name)?)?;
         } else {
             tree.whiteout(place).attempt("put a whiteout")?;
-            self.lower_alias_gone(&inode)?;
         }
+        // Names and listing first: they must be right even if the count of links cannot be written.
         inode.remove_name(&parent, name);
         self.list_remove(&parent, name);
+        if !upper_here {
+            self.lower_alias_gone(&inode)?;
+        }
         self.drop_index_if_unused(&inode)
     }
 

@@ -252,17 +252,18 @@ impl<T: UpperTree> Union<T> {
             // It hides nothing, so nothing shows; plyfs reads it as a whiteout of nothing.
             tracing::warn!(%errno, "a whiteout of nothing stays behind a rename");
         }
+        // Names and listings first: they must be right even if the count of links cannot be written.
         if let Some(replaced) = replaced {
             replaced.remove_name(to.dir, to.name);
-            if replaced.kind != Kind::Dir {
-                if held == Target::Free {
-                    // A lower name of it is hidden by what replaces it.
-                    self.lower_alias_gone(replaced)?;
-                }
-                self.drop_index_if_unused(replaced)?;
-            }
         }
         self.moved(from, to, source);
+        if let Some(replaced) = replaced.filter(|replaced| replaced.kind != Kind::Dir) {
+            if held == Target::Free {
+                // A lower name of it is hidden by what replaces it.
+                self.lower_alias_gone(replaced)?;
+            }
+            self.drop_index_if_unused(replaced)?;
+        }
         Ok(())
     }
 
