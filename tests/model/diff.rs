@@ -11,7 +11,7 @@ use crate::reference::{Node, Reference};
 /// The changes from one tree to another, by path.
 pub(crate) fn diff(before: &Reference, now: &Reference, xattrs: bool) -> BTreeMap<Vec<u8>, ChangeKind> {
     let mut found = BTreeMap::new();
-    compare(&Vec::new(), Some((before, before.root())), Some((now, now.root())), xattrs, &mut found);
+    compare(&[], Some((before, before.root())), Some((now, now.root())), xattrs, &mut found);
     found
 }
 
@@ -21,7 +21,7 @@ fn path_bytes(path: &[Name]) -> Vec<u8> {
 
 type Seen<'a> = Option<(&'a Reference, &'a Node)>;
 
-fn compare(path: &Vec<Name>, before: Seen<'_>, now: Seen<'_>, xattrs: bool, found: &mut BTreeMap<Vec<u8>, ChangeKind>) {
+fn compare(path: &[Name], before: Seen<'_>, now: Seen<'_>, xattrs: bool, found: &mut BTreeMap<Vec<u8>, ChangeKind>) {
     let kind = match (before, now) {
         (None, None) => return,
         (None, Some(_)) => Some(ChangeKind::Added),

@@ -26,9 +26,7 @@ pub(crate) fn lists_stray_whiteouts(system: &str) -> bool {
 /// Kernel overlayfs answers fstat of an unlinked lower file that was never copied up with the lower's own link count, which is not 0.
 pub(crate) fn keeps_links_of_removed_lowers(system: &str, want: &mut View) {
     if system.starts_with("kernel") {
-        for object in want.slots.iter_mut().flatten().filter(|object| object.nlink == Some(0)) {
-            object.nlink = None;
-        }
+        no_zero_links(want);
     }
 }
 
@@ -53,4 +51,17 @@ pub(crate) fn makes_no_whiteout_device(system: &str, op: &Op, got: &Outcome) -> 
 /// What plyfs stores escaped, kernel overlayfs shows as it is stored.
 pub(crate) fn shows_escaped_devices(case: &Case) -> bool {
     case.ops.iter().any(|op| matches!(op, Op::Mkchar { rdev: 0, .. }))
+}
+
+/// A removed file that cannot be removed from `work` afterwards is litter there until the next mount, and counts as a link.
+pub(crate) fn litter_counts_as_a_link(want: &mut View) {
+    for object in want.tree.values_mut().chain(want.slots.iter_mut().flatten()) {
+        object.nlink = None;
+    }
+}
+
+fn no_zero_links(want: &mut View) {
+    for object in want.slots.iter_mut().flatten().filter(|object| object.nlink == Some(0)) {
+        object.nlink = None;
+    }
 }

@@ -9,6 +9,7 @@
 //! | `diff` | the diff by its rules |
 //! | `divergences` | where they may differ |
 //! | `run` | one case on several of them |
+//! | `fault` | the union when a layer's call fails |
 //! | `stress` | many threads at once |
 //! | `regressions` | what failed once |
 //!
@@ -20,6 +21,7 @@ mod case;
 mod diff;
 mod directories;
 mod divergences;
+mod fault;
 mod generate;
 mod memory;
 mod plain;
@@ -72,6 +74,11 @@ fn cases(name: &str, count: u64, options: Options, run: &dyn Fn(&Case) -> Result
 #[test]
 fn memory_layers_agree_with_the_reference() {
     cases("memory", 12_000, Options { ops: 24, remounts: true }, &memory::run);
+}
+
+#[test]
+fn a_failing_call_undoes_the_operation() {
+    cases("faults", 6_000, Options { ops: 24, remounts: false }, &fault::run);
 }
 
 /// Layers with whiteouts, owners and `trusted.` attributes take root.

@@ -184,9 +184,9 @@ impl Reference {
         self.view().tree.into_iter().map(|(path, object)| (path, object.kind)).collect()
     }
 
-    /// Whether a slot holds a removed directory.
-    pub(crate) fn is_removed(&self, slot: usize) -> bool {
-        self.slots[slot].is_some_and(|(id, _)| self.nodes[id].removed)
+    /// Opened and closed is what is so there.
+    pub(crate) fn take_slots_of(&mut self, other: &Self) {
+        self.slots = other.slots;
     }
 
     /// Kind of what a slot holds, for generators.

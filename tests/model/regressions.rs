@@ -1,7 +1,7 @@
 //! Cases that failed once, made small.
 
 use crate::case::Case;
-use crate::{directories, memory};
+use crate::{directories, fault, memory};
 
 fn case(text: &str) -> Case {
     text.parse().unwrap()
@@ -75,5 +75,59 @@ fn a_link_over_a_whiteout_of_a_file_that_lost_a_name() {
           unlink /c
           link /b /c
           chmod /c 600",
+    );
+}
+
+/// One line of an operation in which call number `calls` fails, for every number: what was found depends on how many calls an operation takes.
+fn passes_with_faults(text: &str) {
+    for calls in 0..60 {
+        fault::run_with(&case(text), Some(calls)).unwrap();
+    }
+}
+
+#[test]
+fn a_copy_up_that_fails_half_way_shows_nothing() {
+    passes_with_faults(
+        "layer
+          d /c
+          f /c/d \"1\"
+        ops keep
+          append /c/d \"596\"",
+    );
+}
+
+#[test]
+fn a_copy_up_of_a_hard_link_that_fails_half_way_shows_nothing() {
+    passes_with_faults(
+        "layer
+          f /c \"1\"
+          h /d /c
+        ops keep
+          append /c \"1\"
+          unlink /c
+          rename /d /b",
+    );
+}
+
+#[test]
+fn a_truncating_open_that_fails_leaves_the_file_as_it_was() {
+    passes_with_faults(
+        "layer
+          f /c \"1\"
+        ops
+          open /c trunc @1",
+    );
+}
+
+#[test]
+fn a_creation_that_fails_leaves_no_handle_and_a_right_listing() {
+    passes_with_faults(
+        "layer
+          d /b
+        ops
+          open /b @0
+          create /b/c 6072
+          create /b/d 2755 trunc
+          mkdir /b/a 1655",
     );
 }

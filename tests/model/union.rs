@@ -49,6 +49,25 @@ fn checked(name: &[u8]) -> Result<Checked, Errno> {
     Checked::new(name).map_err(no)
 }
 
+/// What stat(2) says.
+fn attributes(attr: &Attr) -> Object {
+    let (stat, kind) = (&attr.stat, attr.stat.kind);
+    Object {
+        kind,
+        mode: stat.mode,
+        uid: stat.uid,
+        gid: stat.gid,
+        rdev: stat.rdev,
+        size: if matches!(kind, Kind::File | Kind::Symlink) { stat.size } else { 0 },
+        nlink: (kind != Kind::Dir).then_some(stat.nlink),
+        mtime: (stat.mtime.sec < SET).then_some(stat.mtime.sec),
+        data: Vec::new(),
+        xattrs: BTreeMap::new(),
+        names: None,
+        id: attr.ino.0,
+    }
+}
+
 impl<T: UpperTree> UnionSystem<T> {
     pub(crate) fn new(name: &'static str, keep: bool, mut mount: Mount<T>) -> Self {
         let union = Some(mount(Again::Remount));
@@ -114,13 +133,9 @@ impl<T: UpperTree> UnionSystem<T> {
         if name.starts_with(b"user.") && !matches!(attr.stat.kind, Kind::File | Kind::Dir) { Err(Errno::PERM) } else { Ok(()) }
     }
 
-    fn fill(&mut self, slot: usize, new: Slot) -> Result<(), Errno> {
-        // The slot holds a look-up of its own.
-        let attr = self.union().getattr(new.ino).map_err(no)?;
-        assert_eq!(attr.stat.kind, new.kind);
+    fn fill(&mut self, slot: usize, new: Slot) {
         self.empty(slot);
         self.slots[slot] = Some(new);
-        Ok(())
     }
 
     fn empty(&mut self, slot: usize) {
@@ -168,8 +183,8 @@ impl<T: UpperTree> UnionSystem<T> {
         let attr = self.find(at)?;
         Self::openable(&attr, true)?;
         let handle = self.union().open(&ME, attr.node, OpenFlags { read: false, write: true, truncate: false, exec: false }).map_err(no)?;
-        let size = self.union().getattr(attr.node).map_err(no)?.stat.size;
-        let done = act(self.union(), handle, size).map_err(no);
+        let size = self.union().getattr(attr.node).map(|attr| attr.stat.size);
+        let done = size.and_then(|size| act(self.union(), handle, size)).map_err(no);
         self.union().release(handle);
         done
     }
@@ -195,7 +210,7 @@ impl<T: UpperTree> UnionSystem<T> {
                 let (attr, handle) = self.union().create(&ME, dir, &name, *mode, 0, *excl, flags).map_err(no)?;
                 self.know(&attr);
                 match slot {
-                    Some(slot) => self.fill(*slot, Slot { ino: attr.node, handle: Some(handle), kind: Kind::File, write: true })?,
+                    Some(slot) => self.fill(*slot, Slot { ino: attr.node, handle: Some(handle), kind: Kind::File, write: true }),
                     None => self.union().release(handle),
                 }
             }
@@ -207,11 +222,11 @@ impl<T: UpperTree> UnionSystem<T> {
                     Kind::Dir => self.union().opendir(ino),
                     _ => self.union().open(&ME, ino, OpenFlags { read: true, write: *write, truncate: *trunc, exec: false }),
                 };
-                self.fill(*slot, Slot { ino, handle: Some(handle.map_err(no)?), kind: attr.stat.kind, write: *write })?;
+                self.fill(*slot, Slot { ino, handle: Some(handle.map_err(no)?), kind: attr.stat.kind, write: *write });
             }
             Op::Hold { at, slot } => {
                 let attr = self.find(at)?;
-                self.fill(*slot, Slot { ino: attr.node, handle: None, kind: attr.stat.kind, write: false })?;
+                self.fill(*slot, Slot { ino: attr.node, handle: None, kind: attr.stat.kind, write: false });
             }
             Op::Close { slot } => {
                 self.slots[*slot].as_ref().ok_or(Errno::BADF)?;
@@ -348,7 +363,7 @@ impl<T: UpperTree> UnionSystem<T> {
             }
             Op::Stat { at } => {
                 let attr = self.find(at)?;
-                return Ok(Reply::Object(Box::new(self.object(&attr).map_err(|_| Errno::IO)?)));
+                return Ok(Reply::Object(Box::new(attributes(&attr))));
             }
             Op::Forget => self.forget(),
             Op::Remount | Op::Restack => {
@@ -410,20 +425,7 @@ impl<T: UpperTree> UnionSystem<T> {
             }
             _ => Vec::new(),
         };
-        Ok(Object {
-            kind,
-            mode: stat.mode,
-            uid: stat.uid,
-            gid: stat.gid,
-            rdev: stat.rdev,
-            size: if matches!(kind, Kind::File | Kind::Symlink) { stat.size } else { 0 },
-            nlink: (kind != Kind::Dir).then_some(stat.nlink),
-            mtime: (stat.mtime.sec < SET).then_some(stat.mtime.sec),
-            data,
-            xattrs,
-            names: None,
-            id: attr.ino.0,
-        })
+        Ok(Object { data, xattrs, ..attributes(attr) })
     }
 
     fn walk(&mut self, pool: &[Name]) -> Result<View, String> {
