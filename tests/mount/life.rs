@@ -41,6 +41,29 @@ fn a_second_mount_of_the_same_upper_or_workdir_is_refused() {
 }
 
 #[test]
+fn a_mount_in_the_background_is_live_when_the_command_returns_and_ends_with_its_unmount() {
+    let lab = lab!();
+    if !lab.is_plyfs() {
+        crate::skip::skip!("the options of plyfs");
+    }
+    lab.write_lower("d/f", "lower");
+    let program = env!("CARGO_BIN_EXE_plyfs");
+    // The umask, the directory and the descriptors of who mounts are not those of the server.
+    let script = format!(
+        "umask 077; {program} mount -o lowerdir=$PWD/lower,upperdir=upper,workdir=work mnt 7>held; umask 022
+        cat mnt/d/f; : > mnt/d/new; mkdir mnt/dir; chmod 604 mnt/d/f; stat -c %a mnt/d mnt/d/new mnt/dir mnt/d/f
+        rm -r mnt/d; {program} umount mnt; ls mnt; ls work/work; ls upper; test -c upper/d"
+    );
+    let mut command = crate::lab::shell(&lab.path(""), &script);
+    assert_eq!(crate::lab::run(command.env("PLYFS_ROOT", lab.path("state"))), "lower755\n644\n755\n604\nd\ndir\n");
+    assert!(!lab.is_mounted());
+    // Its server is gone.
+    let servers = fs::read_dir("/proc").unwrap().filter_map(|entry| fs::read(entry.unwrap().path().join("cmdline")).ok());
+    let options = format!("lowerdir={}", lab.lower("").display());
+    assert!(!servers.map(|line| String::from_utf8_lossy(&line).into_owned()).any(|line| line.contains(&options)));
+}
+
+#[test]
 fn sigterm_unmounts_and_leaves_nothing() {
     for signal in [Signal::TERM, Signal::INT] {
         let mut lab = lab!();
