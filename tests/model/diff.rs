@@ -50,7 +50,7 @@ fn compare(path: &[Name], before: Seen<'_>, now: Seen<'_>, xattrs: bool, found: 
     all.dedup();
     for name in all {
         let (old, new) = (child(before, &name), child(now, &name));
-        let below = [&path[..], &[name]].concat();
+        let below = [path, &[name]].concat();
         compare(&below, before.map(|(tree, _)| tree).zip(old.as_ref()), now.map(|(tree, _)| tree).zip(new.as_ref()), xattrs, found);
     }
 }
