@@ -31,6 +31,8 @@ pub(crate) struct Layers {
 
 impl Layers {
     pub(crate) fn new(specs: &[LayerSpec], in_place: bool) -> Self {
+        // What the union makes in place has the mode that it asks for.
+        rustix::process::umask(rustix::fs::Mode::empty());
         let base = tempfile::Builder::new().prefix("plyfs-model-").tempdir().unwrap();
         let mut lowers = Vec::new();
         for (index, spec) in specs.iter().enumerate() {

@@ -73,12 +73,12 @@ fn cases(name: &str, count: u64, options: Options, run: &dyn Fn(&Case) -> Result
 
 #[test]
 fn memory_layers_agree_with_the_reference() {
-    cases("memory", 12_000, Options { ops: 24, remounts: true }, &memory::run);
+    cases("memory", 30_000, Options { ops: 24, remounts: true }, &memory::run);
 }
 
 #[test]
 fn a_failing_call_undoes_the_operation() {
-    cases("faults", 6_000, Options { ops: 24, remounts: false }, &fault::run);
+    cases("faults", 15_000, Options { ops: 24, remounts: false }, &fault::run);
 }
 
 /// Layers with whiteouts, owners and `trusted.` attributes take root.
@@ -94,7 +94,7 @@ fn directories_agree_with_a_plain_directory() {
     let kernel = directories::no_kernel().is_none();
     directories::with_own_mounts(move || {
         let with = directories::With { plain: true, kernel: false, handover: kernel };
-        cases("directories", 500, Options { ops: 20, remounts: true }, &|case| directories::run(case, with));
+        cases("directories", 900, Options { ops: 20, remounts: true }, &|case| directories::run(case, with));
     });
 }
 
@@ -108,7 +108,7 @@ fn kernel_overlayfs_agrees() {
     }
     directories::with_own_mounts(|| {
         let with = directories::With { plain: false, kernel: true, handover: true };
-        cases("kernel", 200, Options { ops: 20, remounts: true }, &|case| directories::run(case, with));
+        cases("kernel", 400, Options { ops: 20, remounts: true }, &|case| directories::run(case, with));
     });
 }
 
