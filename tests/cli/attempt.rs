@@ -151,6 +151,21 @@ fn on_a_terminal_it_asks() {
 }
 
 #[test]
+fn a_shell_on_a_terminal_has_one_of_its_own_and_ends_with_its_code() {
+    need_mounts!();
+    let lab = Lab::layers();
+    for shell in ["sh -i", "bash --norc -i"] {
+        let script = format!(
+            "mkfifo in; (exec 3>in; until grep -q ready: log 2>/dev/null; do sleep 0.1; done; printf 'echo $((6*7)); tty; exit 3\\n' >&3; sleep 1) & \
+             script -qefc '{PLYFS} try --discard -- env PS1=rea\"\"dy: {shell}' log < in > /dev/null; code=$?; rm in; cat log; rm log; exit $code"
+        );
+        let done = finish(lab.command("sh").args(["-c", &script]));
+        assert_eq!(done.code, Some(3), "{done:?}");
+        assert!(done.text().contains("42\r\n/dev/pts/0\r\n") && !done.text().contains("annot"), "{done:?}");
+    }
+}
+
+#[test]
 fn exit_codes_are_the_commands() {
     need_mounts!();
     let lab = Lab::layers();
