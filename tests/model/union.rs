@@ -455,7 +455,9 @@ impl<T: UpperTree> UnionSystem<T> {
                         let words = format!("d_ino {}, st_ino {}", ino.0, child.ino.0);
                         return Err(said(&format!("{}: readdir and stat disagree", name.escape_ascii()), &words));
                     }
-                    let again = self.union().getattr(child.node).map_err(|e| said("getattr", &e))?;
+                    let mut again = self.union().getattr(child.node).map_err(|e| said("getattr", &e))?;
+                    // The host may write the data back in between.
+                    again.stat.blocks = child.stat.blocks;
                     if again != child {
                         return Err(said(&format!("{}: lookup {child:?}", name.escape_ascii()), &format!("getattr {again:?}")));
                     }
