@@ -147,7 +147,7 @@ impl<T: UpperTree> Worker<'_, T> {
             // Directories move down in renames, where nobody walks: without this the tree grows for ever.
             20 => {
                 let name = self.name();
-                self.remove_tree(Ino::ROOT, &name)?;
+                self.remove_tree(Ino::ROOT, &name, 0)?;
             }
             _ => {
                 let ino = self.child()?;
@@ -158,18 +158,19 @@ impl<T: UpperTree> Worker<'_, T> {
     }
 
     /// rm -r, while others go on.
-    fn remove_tree(&mut self, dir: Ino, name: &Checked) -> Result<(), plyfs_overlay::Error> {
+    fn remove_tree(&mut self, dir: Ino, name: &Checked, depth: usize) -> Result<(), plyfs_overlay::Error> {
         let Some(attr) = self.union.lookup(dir, name)? else { return Ok(()) };
         let ino = attr.node;
-        let removed = self.remove_known(dir, name, &attr);
+        let removed = self.remove_known(dir, name, &attr, depth);
         self.union.forget(ino, 1);
         removed
     }
 
-    fn remove_known(&mut self, dir: Ino, name: &Checked, attr: &Attr) -> Result<(), plyfs_overlay::Error> {
+    fn remove_known(&mut self, dir: Ino, name: &Checked, attr: &Attr, depth: usize) -> Result<(), plyfs_overlay::Error> {
         if attr.stat.kind != Kind::Dir {
             return self.union.unlink(dir, name);
         }
+        assert!(depth < 1000, "a tree without end");
         let handle = self.union.opendir(attr.node)?;
         let mut names = Vec::new();
         let listed = self.union.readdir(handle, 0, &mut |entry| {
@@ -179,7 +180,7 @@ impl<T: UpperTree> Worker<'_, T> {
         self.union.release(handle);
         listed?;
         for child in names {
-            match self.remove_tree(attr.node, &child) {
+            match self.remove_tree(attr.node, &child, depth + 1) {
                 Err(error) if expected(error.errno()) => {}
                 other => other?,
             }
