@@ -131,3 +131,28 @@ fn a_creation_that_fails_leaves_no_handle_and_a_right_listing() {
           mkdir /b/a 1655",
     );
 }
+
+#[test]
+fn a_removed_directory_that_is_held_does_not_show_the_lower_again() {
+    passes_in_memory(
+        "layer
+          d /b
+          l /b/c \"a\"
+        ops
+          rename /b/c /c
+          open /b @2
+          rmdir /b
+          create @2/c 644",
+    );
+    passes_in_memory(
+        "layer
+          d /b
+          l /b/c \"a\"
+        ops
+          rename /b/c /c
+          mkdir /d 755
+          hold /b @2
+          rename /d /b
+          create @2/c 644",
+    );
+}

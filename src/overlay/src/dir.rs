@@ -455,7 +455,7 @@ impl<T: UpperTree> Union<T> {
         } else {
             self.upper()?.tree.whiteout(place).attempt("put a whiteout")?;
         }
-        state.dead = true;
+        inode.bury(&mut state);
         drop(state);
         inode.remove_name(&parent, name);
         self.list_remove(&parent, name);

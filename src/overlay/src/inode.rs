@@ -56,7 +56,7 @@ pub(crate) struct Inode<T: Tree> {
     pub(crate) upper: OnceLock<T::Node>,
     /// Identity of the upper object; set together with it.
     pub(crate) upper_id: OnceLock<ObjectId>,
-    /// `lowers` merge no more: the directory was emptied and made opaque, to be replaced by a rename.
+    /// `lowers` merge no more: the directory was removed, or emptied and made opaque, to be replaced by a rename.
     pub(crate) cut: AtomicBool,
     /// Where it is: one entry per known name. Changed only under the DIR lock of that parent.
     pub(crate) names: Ranked<LEAF, Vec<(Arc<Inode<T>>, Name)>>,
@@ -78,6 +78,13 @@ impl<T: Tree> Inode<T> {
     /// The lower objects that count.
     pub(crate) fn merged_lowers(&self) -> &[LowerObject<T>] {
         if self.cut.load(Ordering::Acquire) { &[] } else { &self.lowers }
+    }
+
+    /// A directory was removed, by rmdir or by a rename over it: nothing is in it any more, also not what the whiteouts hid that went with it. The caller
+    /// holds its DIR lock exclusively.
+    pub(crate) fn bury(&self, state: &mut DirState) {
+        state.dead = true;
+        self.cut.store(true, Ordering::Release);
     }
 
     /// Publishes the upper object. The caller holds the COPY lock and has seen that there is none.

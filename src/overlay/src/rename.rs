@@ -216,7 +216,7 @@ impl<T: UpperTree> Union<T> {
                 }
                 let held = if target_here { Target::Object } else { Target::Free };
                 self.move_to(from, to, source, held, Some(target))?;
-                state.dead = true;
+                target.bury(&mut state);
             }
         }
         Ok(())
