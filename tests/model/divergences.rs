@@ -6,7 +6,7 @@ use plyfs_format::ChangeKind;
 use plyfs_sys::Errno;
 
 use crate::case::{Case, LayerSpec, Op, What};
-use crate::reference::Outcome;
+use crate::reference::{Outcome, Reference};
 use crate::view::View;
 
 type Changes = BTreeMap<Vec<u8>, ChangeKind>;
@@ -51,6 +51,21 @@ pub(crate) fn makes_no_whiteout_device(system: &str, op: &Op, got: &Outcome) -> 
 /// What plyfs stores escaped, kernel overlayfs shows as it is stored.
 pub(crate) fn shows_escaped_devices(case: &Case) -> bool {
     case.ops.iter().any(|op| matches!(op, Op::Mkchar { rdev: 0, .. }))
+}
+
+/// Kernel overlayfs copies up an object that was removed while somebody holds it, when it is changed, to its old name: it answers EEXIST, or for a symlink
+/// the removed name is back at the next mount. plyfs gives it a copy without a name. The kernel takes no further part in the case.
+pub(crate) fn copies_up_what_was_removed(system: &str, op: &Op, reference: &Reference) -> bool {
+    let (Op::Chmod { at, .. }
+    | Op::Chown { at, .. }
+    | Op::Utimes { at, .. }
+    | Op::SetXattr { at, .. }
+    | Op::RemoveXattr { at, .. }
+    | Op::Truncate { at, .. }) = op
+    else {
+        return false;
+    };
+    system.starts_with("kernel") && at.names.is_empty() && at.base.is_some_and(|slot| reference.is_removed(slot))
 }
 
 /// A removed file that cannot be removed from `work` afterwards is litter there until the next mount, and counts as a link.

@@ -189,6 +189,11 @@ impl Reference {
         self.slots = other.slots;
     }
 
+    /// Whether a slot holds something that has no name any more.
+    pub(crate) fn is_removed(&self, slot: usize) -> bool {
+        self.slots[slot].is_some_and(|(id, _)| id != ROOT && self.nodes[id].nlink == 0)
+    }
+
     /// Kind of what a slot holds, for generators.
     pub(crate) fn held(&self, slot: usize) -> Option<Kind> {
         self.slots[slot].map(|(id, _)| self.nodes[id].kind)
