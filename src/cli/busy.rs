@@ -36,6 +36,7 @@ pub(crate) fn describe(table: &[MountInfo], mount: &MountInfo) -> String {
 /// The processes that use a mount, each once.
 pub(crate) fn users(mount: &MountInfo) -> Vec<User> {
     let root = Path::new(OsStr::from_bytes(&mount.mountpoint));
+    // Not known: then no process counts as being in this namespace, and less is said of who is busy; nothing is decided by it.
     let namespace = fs::read_link("/proc/self/ns/mnt").ok();
     let own = std::process::id();
     let mut users: Vec<User> =
@@ -46,6 +47,7 @@ pub(crate) fn users(mount: &MountInfo) -> Vec<User> {
 
 /// The processes in whose mount namespace, other than this one, a filesystem is mounted.
 pub(crate) fn elsewhere(dev: (u32, u32)) -> Vec<u32> {
+    // Not known: then this namespace is looked at like any other.
     let own = fs::read_link("/proc/self/ns/mnt").ok();
     let mut seen: Vec<PathBuf> = own.into_iter().collect();
     let mut holders = Vec::new();
