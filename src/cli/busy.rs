@@ -36,7 +36,7 @@ pub(crate) fn describe(table: &[MountInfo], mount: &MountInfo) -> String {
 /// The processes that use a mount, each once.
 pub(crate) fn users(mount: &MountInfo) -> Vec<User> {
     let root = Path::new(OsStr::from_bytes(&mount.mountpoint));
-    // Not known: then no process counts as being in this namespace, and less is said of who is busy; nothing is decided by it.
+    // Not known: then only processes of which it is not known either are looked at by path, and less is said of who is busy; nothing is decided by it.
     let namespace = fs::read_link("/proc/self/ns/mnt").ok();
     let own = std::process::id();
     let mut users: Vec<User> =
