@@ -1,6 +1,6 @@
 //! The process that serves a mount: layers opened, union made, served, attached, recorded, and at the end unmounted.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use plyfs_overlay::{Behaviour, DirTree, Layer, LayerStack, Union};
 use plyfs_sys::at::{self, At};
 use plyfs_sys::mount::{self, FuseOptions, MountAttrFlags};
 use plyfs_sys::signal::SignalWaiter;
-use plyfs_sys::{Errno, limits, process, root, stat};
+use plyfs_sys::{Errno, limits, process, stat};
 
 use super::fail::failure;
 use super::mounts::SUBTYPE;
@@ -30,8 +30,6 @@ pub(crate) struct Plan {
 pub(crate) struct Live {
     served: Served,
     _record: Option<Written>,
-    /// The roots of the layers, for whoever reads the record.
-    _roots: Vec<OwnedFd>,
 }
 
 /// Where the mount went.
@@ -72,7 +70,7 @@ pub(crate) fn start(plan: &Plan) -> anyhow::Result<Live> {
     if let Some(attached) = attached {
         unmount_at_signal(signals, attached, plan.mountpoint.clone())?;
     }
-    Ok(Live { served, _record: record, _roots: roots.all })
+    Ok(Live { served, _record: record })
 }
 
 impl Live {
@@ -101,25 +99,18 @@ fn mount_refused(at: &str, error: &mount::MountError) -> anyhow::Error {
     failure(at, error, remedy)
 }
 
-/// The descriptors of the layers' roots.
-struct Roots {
-    all: Vec<OwnedFd>,
-}
+/// The descriptors of the layers' roots, in the order of [`Params::paths`]; they are open as long as the union.
+struct Roots(Vec<i32>);
 
 fn union(params: &Params) -> anyhow::Result<(Arc<Union<DirTree>>, Roots)> {
-    let mut all = Vec::new();
-    for (what, path) in params.paths() {
-        let fd = root::open_dir(path)
-            .map_err(|errno| failure(format_args!("{what} {}", path.display()), errno, "see that it is still there"))?;
-        all.push(fd);
-    }
-    let lowers = params.lowers.iter().map(|path| DirTree::lower(path).map(Layer::trusted)).collect::<Result<_, _>>()?;
+    let lowers: Box<[_]> = params.lowers.iter().map(|path| DirTree::lower(path).map(Layer::trusted)).collect::<Result<_, _>>()?;
     let upper = match &params.writable {
         Some(Writable { upper, work }) => Some(Layer::trusted(DirTree::upper(upper, work)?)),
         None => None,
     };
+    let roots = Roots(lowers.iter().chain(&upper).filter_map(|layer| layer.tree.root_number()).collect());
     let behaviour = behaviour(params.volatile, params.live_lowers);
-    Ok((make_union(LayerStack { upper, lowers }, behaviour)?, Roots { all }))
+    Ok((make_union(LayerStack { upper, lowers }, behaviour)?, roots))
 }
 
 /// How a union behaves that is served by this process, whose umask is 0.
@@ -183,13 +174,13 @@ fn attach(mount: BorrowedFd<'_>, mountpoint: &Path, record: impl FnOnce((u32, u3
 fn write_record(plan: &Plan, dev: (u32, u32), roots: &Roots) -> Option<Written> {
     let options = Text::from(plan.params.to_os_string());
     let written = Record::own(dev, &plan.mountpoint, options).and_then(|mut record| {
-        let fds = roots.all.iter().map(|fd| process::number(fd.as_fd()));
-        for ((what, path), fd) in plan.params.paths().zip(fds) {
-            let layer = record::Layer { path: Text::from(path.as_path()), fd };
-            match what {
-                "lowerdir" => record.lowers.push(layer),
-                "upperdir" => record.upper = Some(layer),
-                _ => record.work = Some(layer.path),
+        let mut fds = roots.0.iter().copied();
+        for (what, path) in plan.params.paths() {
+            let path = Text::from(path.as_path());
+            match (what, fds.next()) {
+                ("lowerdir", Some(fd)) => record.lowers.push(record::Layer { path, fd }),
+                ("upperdir", Some(fd)) => record.upper = Some(record::Layer { path, fd }),
+                _ => record.work = Some(path),
             }
         }
         record.write()

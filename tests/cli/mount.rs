@@ -56,6 +56,20 @@ fn a_mount_is_live_on_return_and_gone_after_umount() {
     assert_eq!(fs::read_to_string(lab.path("m/new")).unwrap(), "n");
 }
 
+#[test]
+fn a_union_keeps_no_mount_of_a_lower_busy() {
+    need_mounts!();
+    let lab = Lab::layers();
+    let lower = Mounted(lab.path("b"));
+    rustix::mount::mount("none", &lower.0, c"tmpfs", rustix::mount::MountFlags::empty(), None::<&std::ffi::CStr>).unwrap();
+    fs::write(lab.path("b/low"), "tmpfs").unwrap();
+    let mounted = lab.mount(&lab.options());
+    rustix::mount::unmount(&lower.0, rustix::mount::UnmountFlags::empty()).unwrap();
+    assert_eq!(fs::read_to_string(mounted.0.join("low")).unwrap(), "tmpfs");
+    fs::write(mounted.0.join("low"), "mine").unwrap();
+    assert_eq!(lab.plyfs(&["diff", "m"]).ok().text(), "C /low\n");
+}
+
 /// Nobody in a test's container may be there to reap it.
 fn is_zombie(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z')))

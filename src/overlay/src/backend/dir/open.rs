@@ -7,7 +7,7 @@ use std::sync::Arc;
 use parking_lot::{Mutex, RwLock};
 use plyfs_sys::at::{self, At};
 use plyfs_sys::stat::Kind;
-use plyfs_sys::{Errno, create, handle, io, limits, mount, root, tree};
+use plyfs_sys::{Errno, create, handle, io, limits, mount, process, root, tree};
 
 use super::{DirNode, DirTree, FdCache, NodeInner, ObjectId, Placed};
 
@@ -162,6 +162,15 @@ impl DirTree {
         let index = root_node(index).map_err(|errno| open_error("workdir", work, errno))?;
         let uuid = handle_uuid(&root).map_err(|errno| open_error("upperdir", upper, errno))?;
         Ok(Self { root, work: Some(staging), index: Some(index), fds, uuid, _locks: locks })
+    }
+
+    /// The number of the root's descriptor, which stays open as long as the tree: others may open `/proc/PID/fd/N`. A lower's is of the private clone of its mount, so
+    /// that the mount itself is not kept busy.
+    pub fn root_number(&self) -> Option<i32> {
+        match &*self.root.0.place.read() {
+            Placed::Pinned(fd) => Some(process::number(fd.as_fd())),
+            Placed::Named { .. } | Placed::Gone => None,
+        }
     }
 
     /// Opens an upper directory for reading only, without its workdir: for a diff of what a mount left. Takes no lock.
