@@ -7,10 +7,12 @@
 //! - One field of fuser's `FileAttr` is both the node id of an entry and the `st_ino` of its attributes. They differ for the root alone,
 //!   which is never an entry, so [`entry`] gives the one and [`attributes`] the other.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, SystemTime};
 
-use fuser::{FileAttr, FileType, INodeNo, RenameFlags, TimeOrNow};
-use plyfs_overlay::{Attr, Caller, NewNode, RenameMode};
+use fuser::{FileAttr, FileHandle, FileType, INodeNo, RenameFlags, TimeOrNow};
+use plyfs_overlay::{Attr, Caller, HandleId, Ino, Name, NewNode, RenameMode};
 use plyfs_sys::OFlags;
 use plyfs_sys::at::{SetTime, XattrMode};
 use plyfs_sys::stat::{Kind, Stat, Time, major, makedev, minor};
@@ -18,6 +20,21 @@ use plyfs_sys::stat::{Kind, Stat, Time, major, makedev, minor};
 /// The errno of a reply.
 pub(crate) fn errno(errno: plyfs_sys::Errno) -> fuser::Errno {
     fuser::Errno::from_i32(errno.raw_os_error())
+}
+
+/// An inode by its node id.
+pub(crate) fn ino(node: INodeNo) -> Ino {
+    Ino(node.0)
+}
+
+/// A handle as the kernel says it.
+pub(crate) fn handle(handle: FileHandle) -> HandleId {
+    HandleId(handle.0)
+}
+
+/// A name, checked.
+pub(crate) fn decode(name: &OsStr) -> plyfs_overlay::Result<Name> {
+    Name::new(name.as_bytes())
 }
 
 /// Who sent a request. With `default_permissions` and no idmapped mounts these are the fsuid and fsgid in the mount's user namespace.

@@ -7,6 +7,8 @@
 //! | --- | --- |
 //! | session.rs | mount, threads, end |
 //! | adapter.rs | one method a request; what is negotiated; what the kernel may cache and who tells it otherwise |
+//! | request.rs | where a request is served; panics |
+//! | reply.rs | the forms of answers |
 //! | convert.rs | the kernel's words and the union's |
 //! | pool.rs | threads for what takes long |
 //! | notify.rs | what the kernel is told unasked |
@@ -25,6 +27,8 @@ mod convert;
 mod counters;
 mod notify;
 mod pool;
+mod reply;
+mod request;
 mod session;
 
 pub use counters::{Counters, Op};

@@ -23,10 +23,10 @@ use plyfs_sys::Errno;
 use plyfs_sys::mount::{FuseOptions, MountError, fuse_mount, mount_id_of, mounts, move_mount_path, umount};
 use plyfs_sys::root::open_dir;
 
-use crate::adapter::Adapter;
 use crate::counters::Counters;
 use crate::notify::Notify;
 use crate::pool::Pool;
+use crate::request::Adapter;
 
 /// A mount that could not be made, attached or ended.
 #[derive(Debug, thiserror::Error)]
