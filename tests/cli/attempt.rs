@@ -161,7 +161,9 @@ fn a_shell_on_a_terminal_has_one_of_its_own_and_ends_with_its_code() {
         );
         let done = finish(lab.command("sh").args(["-c", &script]));
         assert_eq!(done.code, Some(3), "{done:?}");
-        assert!(done.text().contains("42\r\n/dev/pts/0\r\n") && !done.text().contains("annot"), "{done:?}");
+        assert!(done.text().contains("42\r\n/dev/pts/0\r\n"), "{done:?}");
+        // Neither the terminal nor job control; other mounts of this machine may be named.
+        assert!(!done.text().lines().any(|line| line.contains("annot") && !line.contains("changes cannot be tried in")), "{done:?}");
     }
 }
 

@@ -57,17 +57,26 @@ fn a_mount_is_live_on_return_and_gone_after_umount() {
 }
 
 #[test]
-fn a_union_keeps_no_mount_of_a_lower_busy() {
+fn a_union_keeps_no_mount_of_a_layer_busy() {
     need_mounts!();
     let lab = Lab::layers();
-    let lower = Mounted(lab.path("b"));
-    rustix::mount::mount("none", &lower.0, c"tmpfs", rustix::mount::MountFlags::empty(), None::<&std::ffi::CStr>).unwrap();
+    fs::create_dir(lab.path("up")).unwrap();
+    let layers = [Mounted(lab.path("b")), Mounted(lab.path("up"))];
+    for layer in &layers {
+        rustix::mount::mount("none", &layer.0, c"tmpfs", rustix::mount::MountFlags::empty(), None::<&std::ffi::CStr>).unwrap();
+    }
     fs::write(lab.path("b/low"), "tmpfs").unwrap();
-    let mounted = lab.mount(&lab.options());
-    rustix::mount::unmount(&lower.0, rustix::mount::UnmountFlags::empty()).unwrap();
+    for dir in ["up/u", "up/w"] {
+        fs::create_dir(lab.path(dir)).unwrap();
+    }
+    let mounted = lab.mount("lowerdir=a:b,upperdir=up/u,workdir=up/w");
+    for layer in &layers {
+        rustix::mount::unmount(&layer.0, rustix::mount::UnmountFlags::empty()).unwrap();
+    }
     assert_eq!(fs::read_to_string(mounted.0.join("low")).unwrap(), "tmpfs");
     fs::write(mounted.0.join("low"), "mine").unwrap();
-    assert_eq!(lab.plyfs(&["diff", "m"]).ok().text(), "C /low\n");
+    fs::rename(mounted.0.join("low"), mounted.0.join("moved")).unwrap();
+    assert_eq!(lab.plyfs(&["diff", "m"]).ok().text(), "D /low\nA /moved\n");
 }
 
 /// Nobody in a test's container may be there to reap it.

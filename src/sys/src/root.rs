@@ -44,8 +44,7 @@ const ATIME: u64 = 0x70;
 /// `EPERM` without `CAP_SYS_ADMIN` over the mount namespace; `EINVAL` when `dir` lies on a mount of another namespace or below one that a
 /// user namespace locked; `ENOSYS` before Linux 5.12.
 pub fn clone_readonly(dir: BorrowedFd<'_>) -> Result<OwnedFd> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    let clone = open_tree(dir, c"", flags)?;
+    let clone = clone_mount(dir)?;
     let both = MountAttr { set: RDONLY | NOATIME, clear: ATIME, propagation: 0, userns_fd: 0 };
     match set_mount_attr(clone.as_fd(), &both) {
         // A mount that a user namespace inherited keeps its atime mode.
@@ -53,6 +52,16 @@ pub fn clone_readonly(dir: BorrowedFd<'_>) -> Result<OwnedFd> {
         result => result?,
     }
     Ok(clone)
+}
+
+/// Clones the mount of `dir` at `dir`, as it is. What is writable below `dir` must be reached through this one clone; see [`clone_readonly`] for the rest.
+///
+/// # Errors
+///
+/// As [`clone_readonly`].
+pub fn clone_mount(dir: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    open_tree(dir, c"", flags)
 }
 
 fn set_mount_attr(mount: BorrowedFd<'_>, attr: &MountAttr) -> Result<()> {

@@ -1,6 +1,7 @@
 //! Opening real directories as layers, with every check that a mount makes before it starts.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -152,6 +153,13 @@ impl DirTree {
             return Err(other_mount());
         }
         check_overlap(&[("upperdir", upper), ("workdir", work)])?;
+        let (upper_fd, work_fd) = match cloned_pair(upper, upper_fd.as_fd(), work, work_fd.as_fd()) {
+            Ok(pair) => pair,
+            Err(errno) => {
+                tracing::debug!(path = %upper.display(), %errno, "no private clone of the upper's mount; the mount itself serves");
+                (upper_fd, work_fd)
+            }
+        };
         let locks = vec![lock("upperdir", upper, upper_fd.as_fd())?, lock("workdir", work, work_fd.as_fd())?];
         let staging = subdir(work, work_fd.as_fd(), b"work")?;
         tree::remove_contents(staging.as_fd()).map_err(|errno| LayerOpenError::Work { path: work.into(), errno })?;
@@ -164,8 +172,8 @@ impl DirTree {
         Ok(Self { root, work: Some(staging), index: Some(index), fds, uuid, _locks: locks })
     }
 
-    /// The number of the root's descriptor, which stays open as long as the tree: others may open `/proc/PID/fd/N`. A lower's is of the private clone of its mount, so
-    /// that the mount itself is not kept busy.
+    /// The number of the root's descriptor, which stays open as long as the tree: others may open `/proc/PID/fd/N`. It is of a private clone of
+    /// the mount where there is one, so that the mount itself is not kept busy.
     pub fn root_number(&self) -> Option<i32> {
         match &*self.root.0.place.read() {
             Placed::Pinned(fd) => Some(process::number(fd.as_fd())),
@@ -180,6 +188,30 @@ impl DirTree {
         let fd = open_root("upperdir", path)?;
         Self::lower_from_fd(fd).map_err(|errno| open_error("upperdir", path, errno))
     }
+}
+
+/// Upper and work directory through one private clone of their mount, at the directory that holds both: so the mount is not kept busy, and what is mounted below
+/// it does not show.
+///
+/// Errors: those of the clone; ESTALE if the paths lead elsewhere by now; EXDEV if the directory that holds both is of another mount.
+fn cloned_pair(upper: &Path, upper_fd: BorrowedFd<'_>, work: &Path, work_fd: BorrowedFd<'_>) -> plyfs_sys::Result<(OwnedFd, OwnedFd)> {
+    let canonical = |path: &Path| path.canonicalize().map_err(|_| Errno::STALE);
+    let (upper, work) = (canonical(upper)?, canonical(work)?);
+    let common: PathBuf = upper.components().zip(work.components()).take_while(|(a, b)| a == b).map(|(a, _)| a).collect();
+    let above = root::open_dir(&common)?;
+    if mount::mount_id_of(above.as_fd())? != mount::mount_id_of(upper_fd)? {
+        return Err(Errno::XDEV);
+    }
+    let clone = root::clone_mount(above.as_fd())?;
+    let below = |path: &Path, original: BorrowedFd<'_>| {
+        let mut dir = clone.try_clone().map_err(|_| Errno::MFILE)?;
+        for name in path.strip_prefix(&common).map_err(|_| Errno::STALE)?.iter() {
+            dir = at::open_path(At::Name(dir.as_fd(), name.as_bytes()))?;
+        }
+        let same = ObjectId::of(&at::stat(At::Fd(dir.as_fd()))?) == ObjectId::of(&at::stat(At::Fd(original))?);
+        if same { Ok(dir) } else { Err(Errno::STALE) }
+    };
+    Ok((below(&upper, upper_fd)?, below(&work, work_fd)?))
 }
 
 fn open_error(what: &'static str, path: &Path, errno: Errno) -> LayerOpenError {
