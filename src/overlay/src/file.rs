@@ -4,7 +4,7 @@
 //! writers write, and never a mixture. The daemon's own descriptor is never O_APPEND, O_TRUNC or O_CREAT: the kernel tells the offset of each write.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use dashmap::DashMap;
 use parking_lot::RwLock;
@@ -15,6 +15,7 @@ use crate::copy_up::Content;
 use crate::error::{Attempt, Error, Result};
 use crate::ino::Ino;
 use crate::inode::Inode;
+use crate::sync::{AtomicBool, AtomicU64};
 use crate::union::{Caller, Union};
 
 /// A handle that the kernel gives back with each request.

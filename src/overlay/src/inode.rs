@@ -5,8 +5,8 @@
 //!
 //! A shard of the table is never held across a system call, and nothing is dropped under it: an inode's drop enters the table again.
 
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
@@ -20,6 +20,7 @@ use crate::lock::{COPY, DIR, LEAF, LISTING, Ranked, RankedRw};
 use crate::name::Name;
 use crate::readdir::Listing;
 use crate::resolve::Links;
+use crate::sync::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, OnceLock};
 
 /// State of a directory that its DIR lock guards.
 #[derive(Default)]

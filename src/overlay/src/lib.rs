@@ -26,6 +26,7 @@ pub mod params;
 mod readdir;
 mod rename;
 mod resolve;
+mod sync;
 mod union;
 mod xattr;
 

@@ -1,4 +1,4 @@
-//! The lock order, checked in debug builds.
+//! The lock order, checked in debug builds and in `tests/races`.
 //!
 //! Ranks, low first: 20 rename < 30 COPY (the only one held while data moves) < 40 DIR (parent before child; a pair: ancestor
 //! first, else ascending `Ino`) < 43 a directory's listing < 45 an inode's names and other leaf state < 50 inode-table shard < 60 handle-table shard.
@@ -19,17 +19,18 @@ pub const LISTING: u8 = 43;
 /// Rank of an inode's small leaf state (names, redirect).
 pub const LEAF: u8 = 45;
 
-#[cfg(debug_assertions)]
+#[cfg(any(debug_assertions, races))]
 mod held {
     use std::cell::RefCell;
 
-    thread_local! {
+    crate::sync::thread_local! {
         static HELD: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
     }
 
     #[allow(clippy::panic)] // A debug build stops at the first inversion: that is what this module is for.
     pub(super) fn acquire(rank: u8) {
-        HELD.with_borrow_mut(|held| {
+        HELD.with(|held| {
+            let mut held = held.borrow_mut();
             if let Some(&top) = held.iter().max()
                 && (top > rank || (top == rank && rank != super::DIR))
             {
@@ -40,7 +41,8 @@ mod held {
     }
 
     pub(super) fn release(rank: u8) {
-        HELD.with_borrow_mut(|held| {
+        HELD.with(|held| {
+            let mut held = held.borrow_mut();
             if let Some(at) = held.iter().rposition(|&r| r == rank) {
                 held.remove(at);
             }
@@ -53,7 +55,7 @@ struct Held<const R: u8>;
 
 impl<const R: u8> Held<R> {
     fn new() -> Self {
-        #[cfg(debug_assertions)]
+        #[cfg(any(debug_assertions, races))]
         held::acquire(R);
         Self
     }
@@ -61,7 +63,7 @@ impl<const R: u8> Held<R> {
 
 impl<const R: u8> Drop for Held<R> {
     fn drop(&mut self) {
-        #[cfg(debug_assertions)]
+        #[cfg(any(debug_assertions, races))]
         held::release(R);
     }
 }

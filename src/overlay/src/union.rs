@@ -2,8 +2,8 @@
 //!
 //! Every public operation names inodes by [`Ino`] and returns owned values. Permission checks are the kernel's (`default_permissions`).
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use plyfs_sys::stat::Kind;
 
@@ -15,6 +15,7 @@ use crate::inode::{Inode, NewInode, Table};
 use crate::layer::{Layer, LayerStack, LowerIndex, LowerObject};
 use crate::lock::{RENAME, Ranked};
 use crate::name::Name;
+use crate::sync::{AtomicU64, OnceLock};
 
 /// How a union behaves, beside its layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

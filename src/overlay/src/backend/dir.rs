@@ -25,6 +25,7 @@ use self::fds::FdCache;
 pub use self::open::{LayerOpenError, check_overlap};
 use super::{Handle, ObjectId, Place, RawEntry, Rename, Seek, Tree, UpperTree};
 use crate::name::Name;
+use crate::sync::AtomicBool;
 
 /// A real directory as a layer; made by [`DirTree::lower`], [`DirTree::lower_from_fd`] and [`DirTree::upper`].
 pub struct DirTree {
@@ -48,7 +49,7 @@ struct NodeInner {
     place: RwLock<Placed>,
     fd: Mutex<Option<Arc<OwnedFd>>>,
     /// Clock bit of the fd cache.
-    used: std::sync::atomic::AtomicBool,
+    used: AtomicBool,
 }
 
 /// How the object is reached.
@@ -97,7 +98,7 @@ impl DirNode {
             kind: stat.kind,
             place: RwLock::new(place),
             fd: Mutex::new(None),
-            used: std::sync::atomic::AtomicBool::new(false),
+            used: AtomicBool::new(false),
         }))
     }
 

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -18,6 +18,7 @@ use plyfs_sys::{Errno, Result};
 
 use super::{Handle, ObjectId, Place, RawEntry, Rename, Seek, Tree, UpperTree};
 use crate::name::Name;
+use crate::sync::AtomicU64;
 
 const BLOCK: u64 = 512;
 const BLKSIZE: u32 = 4096;

@@ -11,6 +11,7 @@ use plyfs_sys::stat::Kind;
 use plyfs_sys::{Errno, create, handle, io, limits, mount, process, root, tree};
 
 use super::{DirNode, DirTree, FdCache, NodeInner, ObjectId, Placed};
+use crate::sync::AtomicBool;
 
 /// Why a directory cannot be a layer; says what, where and the remedy.
 #[derive(Debug, thiserror::Error)]
@@ -251,7 +252,7 @@ fn root_node(fd: OwnedFd) -> plyfs_sys::Result<DirNode> {
         kind: stat.kind,
         place: RwLock::new(Placed::Pinned(Arc::new(fd))),
         fd: Mutex::new(None),
-        used: std::sync::atomic::AtomicBool::new(false),
+        used: AtomicBool::new(false),
     };
     Ok(DirNode(Arc::new(inner)))
 }

@@ -1,0 +1,81 @@
+//! Races of the union's threads, under a scheduler that chooses which one goes on at each lock, table and atomic: see [`lab`].
+//!
+//! A failure prints its schedule; `PLYFS_RACES_REPLAY=SCHEDULE` with the name of the test runs that one again. `PLYFS_RACES_TIMES` multiplies the number of schedules.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod lab;
+mod op;
+
+use crate::lab::Scenario;
+use crate::op::Op::*;
+
+#[test]
+fn copy_up_against_copy_up() {
+    Scenario::of(&[&[OpenWrite("a/f"), Write("ONE"), Close], &[OpenWrite("a/f"), Write("TWO"), Close]]).check();
+    Scenario::of(&[&[Chmod("a/f", 0o600)], &[Truncate("a/f", 1)], &[SetXattr("a/f", "x")]]).check();
+    // Two files in one directory that is not in the upper yet, and the directory itself.
+    Scenario::of(&[&[Chmod("a/sub/g", 0o600)], &[Chmod("a/f", 0o600)], &[Chmod("a", 0o700)]]).check();
+    Scenario::of(&[&[OpenTruncate("a/f"), Write("x"), Close], &[OpenWrite("a/f"), Write("TWO"), Close]]).check();
+}
+
+#[test]
+fn copy_up_against_readers() {
+    Scenario::of(&[&[Open("a/f"), Read, Read, Close], &[OpenWrite("a/f"), Write("ONE"), Close]]).check();
+    Scenario::of(&[&[Stat("a/f"), Stat("a"), Stat("")], &[Chmod("a/f", 0o600)]]).check();
+}
+
+#[test]
+fn copy_up_against_unlink() {
+    Scenario::of(&[&[OpenWrite("a/f"), Write("ONE"), Stat("a/f"), Close], &[Unlink("a", "f"), Stat("a/f")]]).check();
+    Scenario::of(&[&[Chmod("a/f", 0o600)], &[Unlink("a", "f"), Create("a", "f")]]).check();
+    Scenario::of(&[&[Create("empty", "new")], &[Rmdir("", "empty")]]).check();
+    Scenario::of(&[&[Chmod("empty", 0o700), Stat("empty")], &[Rmdir("", "empty"), Mkdir("", "empty")]]).check();
+}
+
+#[test]
+fn copy_up_against_rename() {
+    Scenario::of(&[&[OpenWrite("a/f"), Write("ONE"), Close], &[Rename("a", "f", "b", "f2")]]).check();
+    Scenario::of(&[&[OpenWrite("a/f"), Write("ONE"), Close], &[Rename("b", "f", "a", "f")]]).check();
+    Scenario::of(&[&[Chmod("a/sub/g", 0o600)], &[Rename("", "a", "b", "a")]]).check();
+    Scenario::of(&[&[Chmod("a/sub/g", 0o600)], &[Rename("a", "sub", "b", "sub")], &[Rename("", "a", "", "c")]]).check();
+}
+
+#[test]
+fn rename_crossed_with_rename() {
+    Scenario::of(&[&[Rename("", "a", "b", "a")], &[Rename("", "b", "a", "b")]]).check();
+    Scenario::of(&[&[Rename("a", "f", "b", "f")], &[Rename("b", "f", "a", "f")]]).check();
+    Scenario::of(&[&[Exchange("a", "f", "b", "f")], &[Rename("b", "f", "a", "g")], &[Unlink("a", "f")]]).check();
+    Scenario::of(&[&[Rename("", "a", "", "c")], &[Rename("", "b", "", "c")], &[Rename("", "empty", "", "c")]]).check();
+    Scenario::of(&[&[Exchange("", "a", "", "b")], &[Rename("a", "sub", "b", "sub")]]).check();
+}
+
+#[test]
+fn links_against_links() {
+    Scenario::of(&[&[Link("a/f", "b", "l"), Stat("a/f")], &[Unlink("a", "f")]]).check();
+    Scenario::of(&[&[Link("a/f", "b", "l")], &[Rename("b", "f", "b", "l")]]).check();
+}
+
+#[test]
+fn look_up_against_forget() {
+    let unknown = |threads| Scenario { threads, held: &[] };
+    unknown(&[&[Visit("", "a"), Visit("", "a")], &[Visit("", "a"), Visit("", "a")]]).check();
+    unknown(&[&[Visit("", "h1")], &[Visit("", "h1")], &[List("", &["h1"])]]).check();
+    Scenario { threads: &[&[Visit("a", "f"), Visit("a", "f")], &[Rename("a", "f", "b", "f2")], &[Visit("b", "f2")]], held: &["a", "b"] }
+        .check();
+    Scenario { threads: &[&[Visit("", "h1"), Visit("a", "h2")], &[Unlink("", "h1")]], held: &["a"] }.check();
+}
+
+#[test]
+fn readdir_against_changes() {
+    Scenario::of(&[&[List("a", &["h2", "sub"]), List("a", &["h2", "sub"])], &[Create("a", "new"), Unlink("a", "f")]]).check();
+    Scenario::of(&[&[List("a", &["sub"])], &[Rename("a", "f", "a", "f2")], &[List("a", &["h2"])]]).check();
+    Scenario::of(&[&[List("", &["a", "b", "h1"])], &[Mkdir("", "new")], &[Rmdir("", "empty")]]).check();
+    Scenario::of(&[&[List("a", &["h2", "sub"]), List("b", &["f", "h3"])], &[Rename("a", "f", "b", "new")]]).check();
+}
+
+#[test]
+fn making_against_removing() {
+    Scenario::of(&[&[Create("a", "new")], &[Mkdir("a", "new")], &[Link("b/f", "a", "new")]]).check();
+    Scenario::of(&[&[Unlink("a", "f"), Create("a", "f")], &[Create("a", "f"), Unlink("a", "f")]]).check();
+    Scenario::of(&[&[Mkdir("empty", "d")], &[Rename("", "a", "", "empty")]]).check();
+}
