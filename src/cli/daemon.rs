@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use plyfs_fuse::{ServeOptions, Served};
-use plyfs_overlay::params::{Atime, Params, Writable};
+use plyfs_overlay::params::{Atime, Params};
 use plyfs_overlay::{Behaviour, DirTree, Layer, LayerStack, Union};
 use plyfs_sys::at::{self, At};
 use plyfs_sys::mount::{self, FuseOptions, MountAttrFlags};
@@ -16,6 +16,7 @@ use super::fail::failure;
 use super::mounts::SUBTYPE;
 use super::record::{self, Record, Written};
 use super::text::Text;
+use super::upper;
 
 /// A mount that was checked and can be made.
 #[derive(Debug)]
@@ -105,7 +106,7 @@ struct Roots(Vec<i32>);
 fn union(params: &Params) -> anyhow::Result<(Arc<Union<DirTree>>, Roots)> {
     let lowers: Box<[_]> = params.lowers.iter().map(|path| DirTree::lower(path).map(Layer::trusted)).collect::<Result<_, _>>()?;
     let upper = match &params.writable {
-        Some(Writable { upper, work }) => Some(Layer::trusted(DirTree::upper(upper, work)?)),
+        Some(place) => Some(Layer::trusted(upper::open(place)?)),
         None => None,
     };
     let roots = Roots(lowers.iter().chain(&upper).filter_map(|layer| layer.tree.root_number()).collect());

@@ -22,6 +22,7 @@ mod text;
 mod trace;
 mod r#try;
 mod umount;
+mod upper;
 mod view;
 
 use std::ffi::{OsStr, OsString};

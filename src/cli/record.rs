@@ -150,6 +150,13 @@ impl Record {
         remove_if(dir, &path(dir, dev), |record| !record.is_live())
     }
 
+    /// The records of all servers that live. What cannot be read is of another version, or gone.
+    pub(crate) fn live() -> Vec<Self> {
+        let read = |entry: fs::DirEntry| serde_json::from_slice::<Self>(&fs::read(entry.path()).ok()?).ok();
+        let all = fs::read_dir(DIR).into_iter().flatten().flatten().filter_map(read);
+        all.filter(|record| record.version == VERSION && record.is_live()).collect()
+    }
+
     /// The path that leads to a layer through the server's descriptor.
     pub(crate) fn way_to(&self, layer: &Layer) -> PathBuf {
         PathBuf::from(format!("/proc/{}/fd/{}", self.pid, layer.fd))

@@ -1,0 +1,64 @@
+//! The upper of a mount, which the server of the last one may still hold: umount(2) of a FUSE filesystem returns before its server has ended.
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use plyfs_overlay::params::Writable;
+use plyfs_overlay::{DirTree, LayerOpenError};
+
+use super::fail::failure;
+use super::mounts;
+use super::record::Record;
+
+/// How long a server may take to end once nobody can reach its mount.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Who has an upper or work directory.
+enum Holder {
+    /// The union that is mounted there.
+    Mount(PathBuf),
+    /// A server whose mount is gone from the table.
+    Ending,
+    /// Somebody who left no record.
+    Unknown,
+}
+
+/// Opens the upper; waits for a server that is ending.
+///
+/// Errors: those of [`DirTree::upper`]; the directory and the mount that uses it.
+pub(crate) fn open(place: &Writable) -> anyhow::Result<DirTree> {
+    let begun = Instant::now();
+    loop {
+        let (what, path) = match DirTree::upper(&place.upper, &place.work) {
+            Err(LayerOpenError::InUse { what, path }) => (what, path),
+            other => return Ok(other?),
+        };
+        match holder(place)? {
+            Holder::Ending if begun.elapsed() < PATIENCE => std::thread::sleep(Duration::from_millis(5)),
+            Holder::Mount(at) => {
+                let why = format!("in use by the union mounted at {}", at.display());
+                let remedy =
+                    format!("unmount that one first with 'plyfs umount {}', or give this one a directory of its own", at.display());
+                return Err(failure(format_args!("{what} {}", path.display()), why, remedy));
+            }
+            Holder::Ending | Holder::Unknown => return Err(LayerOpenError::InUse { what, path }.into()),
+        }
+    }
+}
+
+fn holder(place: &Writable) -> anyhow::Result<Holder> {
+    let identity = |path: &Path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
+    let (upper, work) = (identity(&place.upper), identity(&place.work));
+    let same = |a: Option<(u64, u64)>, b: Option<(u64, u64)>| a.is_some() && a == b;
+    let uses = |record: &Record| {
+        let its_work = record.work.as_ref().and_then(|work| identity(work.as_path()));
+        record.upper.as_ref().is_some_and(|layer| same(identity(&record.way_to(layer)), upper)) || same(its_work, work)
+    };
+    let Some(record) = Record::live().into_iter().find(uses) else { return Ok(Holder::Unknown) };
+    let table = mounts::table()?;
+    let mount = table.iter().find(|mount| mount.dev == record.dev && mounts::is_plyfs(mount));
+    Ok(mount.map_or(Holder::Ending, |mount| Holder::Mount(PathBuf::from(std::ffi::OsStr::from_bytes(&mount.mountpoint)))))
+}
