@@ -24,6 +24,7 @@ Options, separated by commas or given by several -o:
   volatile          do not wait for the disk; after a crash of the machine U is not to be trusted
   fsname=NAME       what the mount table shows as the source [default: plyfs]
   ro nodev nosuid noexec noatime nodiratime strictatime, and their opposites
+  @FILE             the options in a file, one a line or with commas; # begins a comment
 A backslash precedes a colon, comma or backslash that is part of a path. Other options of kernel
 overlayfs, fuse-overlayfs and mount(8) are accepted where they ask for what plyfs does anyway, and
 refused by name elsewhere. PLYFS_LOG=debug shows on stderr what happens, until the mount is live or,
@@ -64,7 +65,7 @@ pub(crate) struct Args {
 
 /// Checks, forks, mounts.
 pub(crate) fn main(args: Args) -> anyhow::Result<ExitCode> {
-    let mut params = Params::parse(&args.options)?;
+    let mut params = Params::parse_with(&args.options, |file| std::fs::read(file))?;
     let (source, place) = match args.places.as_slice() {
         [place] => (None, place),
         [source, place] => (Some(source), place),

@@ -2,7 +2,8 @@
 //!
 //! The grammar is that of mount(8) for kernel overlayfs and of fuse-overlayfs: options are separated by commas, empty ones are passed over, of
 //! contradictory generic ones (`ro,rw`) the last counts. In values a backslash takes the meaning from the byte after it, so `\,` `\:` and `\\`
-//! stand in paths. Paths are bytes, not text.
+//! stand in paths. Paths are bytes, not text. `@FILE` stands for the options in a file, where line breaks separate them, too, and lines that begin with `#`
+//! are passed over: two thousand layers are more than a command line takes.
 //!
 //! Every option of those two and of libfuse is in one table ([`rule`]): it is obeyed, or accepted because it asks for what plyfs does anyway, or
 //! refused by its name. Nothing is ignored silently. Nothing is opened here; what a path leads to is checked where layers are opened.
@@ -10,7 +11,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 /// When a read changes the access time of a file (the mount's flag; the union's own times are those of its layers).
@@ -101,6 +102,14 @@ pub enum ParamError {
         option: &'static str,
         /// Why, and the remedy.
         why: &'static str,
+    },
+    /// A file of options that cannot be read.
+    #[error("option @{}: {error}; correct the path, which must be that of a readable file", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What reading it came to.
+        error: String,
     },
     /// One directory in two places.
     #[error("option {option}: {} is named twice; layers, upperdir and workdir must be different directories", path.display())]
@@ -235,10 +244,27 @@ impl Params {
     ///
     /// Errors: [`ParamError`], for the first option that is wrong, then for what contradicts or lacks another.
     pub fn parse<S: AsRef<OsStr>>(options: impl IntoIterator<Item = S>) -> Result<Self, ParamError> {
+        Self::parse_with(options, |_| Err(std::io::Error::other("files of options are read on the command line only")))
+    }
+
+    /// As [`Params::parse`], with a way to read the files that `@FILE` names.
+    ///
+    /// Errors: also those of reading.
+    pub fn parse_with<S: AsRef<OsStr>>(
+        options: impl IntoIterator<Item = S>,
+        mut read: impl FnMut(&Path) -> std::io::Result<Vec<u8>>,
+    ) -> Result<Self, ParamError> {
         let mut builder = Builder { params: Self::over(Vec::new()), listed: false, upper: None, work: None };
         for list in options {
             for option in split(list.as_ref().as_bytes()) {
-                builder.take(option)?;
+                let Some(file) = option.strip_prefix(b"@") else {
+                    builder.take(option)?;
+                    continue;
+                };
+                let path = path_of(file);
+                let text = read(&path).map_err(|error| ParamError::File { path: path.clone(), error: error.to_string() })?;
+                let lines = split_at(&text, b'\n').into_iter().filter(|line| !line.starts_with(b"#"));
+                lines.flat_map(split).try_for_each(|option| builder.take(option))?;
             }
         }
         builder.finish()

@@ -273,8 +273,8 @@ impl<T: UpperTree> Union<T> {
     fn verify_origin(&self, mark: &Origin, kind: Kind) -> Result<Option<(ObjectId, u32)>> {
         let handle =
             Handle { uuid: mark.uuid, handle: plyfs_sys::handle::FileHandle { kind: i32::from(mark.fid_type), bytes: mark.fid.clone() } };
-        for layer in &self.stack.lowers {
-            if let Some(stat) = layer.tree.by_handle(&handle).attempt("open the origin's handle")?
+        for layer in &self.one_of_each {
+            if let Some(stat) = self.lower_layer(*layer)?.tree.by_handle(&handle).attempt("open the origin's handle")?
                 && stat.kind == kind
             {
                 return Ok(Some((ObjectId::of(&stat), stat.nlink)));

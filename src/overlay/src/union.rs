@@ -2,6 +2,7 @@
 //!
 //! Every public operation names inodes by [`Ino`] and returns owned values. Permission checks are the kernel's (`default_permissions`).
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -58,6 +59,8 @@ pub struct Union<T: UpperTree> {
     /// Serialises renames that move a directory or cross directories, so that who is whose ancestor stands still.
     pub(crate) rename_lock: Ranked<RENAME, ()>,
     pub(crate) behaviour: Behaviour,
+    /// The topmost lower of each filesystem: file handles are the filesystem's, so one layer of it can answer for all.
+    pub(crate) one_of_each: Box<[LowerIndex]>,
     temp: AtomicU64,
     observer: OnceLock<Observer>,
 }
@@ -68,6 +71,9 @@ impl<T: UpperTree> Union<T> {
     /// Errors: no layer at all (`Invalid`); what the layers' roots answer.
     pub fn new(stack: LayerStack<T>, behaviour: Behaviour) -> Result<Self> {
         let root = root_parts(&stack)?;
+        let mut seen = HashSet::new();
+        let fresh = root.lowers.iter().zip(&stack.lowers).filter(|(lower, layer)| seen.insert(layer.tree.id(&lower.node).dev));
+        let one_of_each = fresh.map(|(lower, _)| lower.layer).collect();
         let devices = stack.lowers.iter().chain(&stack.upper).map(|layer| layer.tree.id(&layer.tree.root()).dev);
         let table = Table::new(devices);
         let root = table.insert_root(root);
@@ -78,6 +84,7 @@ impl<T: UpperTree> Union<T> {
             root,
             rename_lock: Ranked::default(),
             behaviour,
+            one_of_each,
             temp: AtomicU64::new(0),
             observer: OnceLock::new(),
         })

@@ -75,3 +75,30 @@ pub fn check(fd: BorrowedFd<'_>) -> Result<()> {
     let seen = rustix::fs::statat(rustix::fs::CWD, path.as_c_str()?, AtFlags::empty())?;
     if (seen.st_dev, seen.st_ino) == (own.dev, own.ino) { Ok(()) } else { Err(Errno::STALE) }
 }
+
+/// The path of an open directory as the kernel knows it, from this process's root directory; only to be compared with other paths, for its names may have
+/// changed by now.
+///
+/// # Errors
+///
+/// `ENOENT` when `/proc` is not mounted.
+pub fn path_of(fd: BorrowedFd<'_>) -> Result<Vec<u8>> {
+    let path = ProcPath::of(fd)?;
+    let target = rustix::fs::readlinkat(rustix::fs::CWD, path.as_c_str()?, Vec::new())?;
+    Ok(target.into_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::os::unix::ffi::OsStrExt;
+
+    #[test]
+    fn an_open_directory_has_a_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let real = dir.path().canonicalize().unwrap();
+        let fd = crate::root::open_dir(dir.path()).unwrap();
+        super::check(fd.as_fd()).unwrap();
+        assert_eq!(super::path_of(fd.as_fd()).unwrap(), real.as_os_str().as_bytes());
+    }
+}

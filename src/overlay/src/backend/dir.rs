@@ -21,7 +21,7 @@ use plyfs_sys::stat::{Kind, Stat};
 use plyfs_sys::statfs::StatFs;
 use plyfs_sys::{Errno, OFlags, RenameFlags, Result, create, handle, io, statfs, tree};
 
-use self::fds::FdCache;
+use self::fds::{FdCache, Pinned};
 pub use self::open::{LayerOpenError, check_overlap};
 use super::{Handle, ObjectId, Place, RawEntry, Rename, Seek, Tree, UpperTree};
 use crate::name::Name;
@@ -32,7 +32,8 @@ pub struct DirTree {
     root: DirNode,
     work: Option<DirNode>,
     index: Option<DirNode>,
-    fds: Arc<FdCache>,
+    fds: &'static FdCache,
+    _pinned: Pinned,
     /// UUID of the filesystem, zeros if it has none; `None` if it cannot give out file handles.
     uuid: Option<[u8; 16]>,
     /// Held for the lifetime: the flocks on upperdir and workdir.

@@ -1,25 +1,62 @@
 //! The cache of directory fds: bounded, so that a walk over a million directories does not need a million fds.
 //!
-//! Second-chance order. A node's own slot holds the fd; the queue holds weak references, so a node that goes takes its fd along.
+//! One for the whole process, as its limit of open files is: two thousand layers share what one layer has. Second-chance order. A node's own slot holds the fd; the queue holds weak references, so a node that goes takes its fd along.
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
+use plyfs_sys::limits;
 
 use super::{DirNode, NodeInner};
 
+/// How many fds are cached at least and at most.
+const LEAST: usize = 8;
+const MOST: usize = 4096;
+
 pub(super) struct FdCache {
-    capacity: usize,
+    capacity: AtomicUsize,
+    /// Fds that are open for as long as their trees live: roots, `work`, `index`, locks.
+    pinned: AtomicUsize,
     queue: Mutex<VecDeque<Weak<NodeInner>>>,
 }
 
+static SHARED: FdCache = FdCache::new();
+
+/// Fds that a tree keeps open, counted until it goes.
+pub(super) struct Pinned(usize);
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        SHARED.pinned.fetch_sub(self.0, Ordering::Relaxed);
+        SHARED.fit();
+    }
+}
+
 impl FdCache {
-    /// A cache of at most `capacity` fds.
-    pub(super) fn new(capacity: usize) -> Self {
-        Self { capacity: capacity.max(1), queue: Mutex::default() }
+    const fn new() -> Self {
+        Self { capacity: AtomicUsize::new(MOST), pinned: AtomicUsize::new(0), queue: Mutex::new(VecDeque::new()) }
+    }
+
+    /// The cache of this process.
+    pub(super) fn shared() -> &'static Self {
+        &SHARED
+    }
+
+    /// Counts `fds` that a tree keeps open.
+    pub(super) fn pinned(fds: usize) -> Pinned {
+        SHARED.pinned.fetch_add(fds, Ordering::Relaxed);
+        SHARED.fit();
+        Pinned(fds)
+    }
+
+    /// A quarter of what the limit leaves beside the pinned fds, at most 4,096: the rest is for open files.
+    fn fit(&self) {
+        let (soft, _) = limits::nofile();
+        let free = usize::try_from(soft).unwrap_or(usize::MAX).saturating_sub(self.pinned.load(Ordering::Relaxed));
+        self.capacity.store((free / 4).clamp(LEAST, MOST), Ordering::Relaxed);
     }
 
     pub(super) fn get(&self, node: &DirNode) -> Option<Arc<OwnedFd>> {
@@ -39,7 +76,7 @@ impl FdCache {
         let mut queue = self.queue.lock();
         queue.push_back(Arc::downgrade(&node.0));
         let mut looks = queue.len() * 2;
-        while queue.len() > self.capacity && looks > 0 {
+        while queue.len() > self.capacity.load(Ordering::Relaxed) && looks > 0 {
             looks -= 1;
             let Some(oldest) = queue.pop_front() else { break };
             let Some(inner) = oldest.upgrade() else { continue };
@@ -52,5 +89,38 @@ impl FdCache {
         }
         drop(queue);
         drop(evicted);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::DirTree;
+    use super::*;
+    use crate::backend::Tree;
+    use crate::name::Name;
+
+    #[test]
+    fn many_layers_share_one_cache() {
+        let dir = tempfile::tempdir().unwrap();
+        let (layers, dirs) = (40, 200);
+        for name in 0..dirs {
+            std::fs::create_dir(dir.path().join(name.to_string())).unwrap();
+        }
+        let open = |path: &Path| DirTree::lower_from_fd(plyfs_sys::root::open_dir(path).unwrap()).unwrap();
+        let trees: Vec<DirTree> = (0..layers).map(|_| open(dir.path())).collect();
+        assert!(FdCache::shared().pinned.load(Ordering::Relaxed) >= layers);
+        let mut nodes = Vec::new();
+        for tree in &trees {
+            for name in 0..dirs {
+                let (node, _) = tree.lookup(&tree.root(), &Name::new(name.to_string()).unwrap()).unwrap().unwrap();
+                tree.read_dir(&node).unwrap();
+                nodes.push(node);
+            }
+        }
+        let open = nodes.iter().filter(|node| node.0.fd.lock().is_some()).count();
+        let capacity = FdCache::shared().capacity.load(Ordering::Relaxed);
+        assert!(open > 0 && open <= capacity && capacity <= MOST, "{open} of {capacity}");
     }
 }

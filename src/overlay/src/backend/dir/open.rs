@@ -1,5 +1,6 @@
 //! Opening real directories as layers, with every check that a mount makes before it starts.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -7,8 +8,9 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
 use plyfs_sys::at::{self, At};
+use plyfs_sys::mount::{self, MountInfo};
 use plyfs_sys::stat::Kind;
-use plyfs_sys::{Errno, create, handle, io, limits, mount, process, root, tree};
+use plyfs_sys::{Errno, create, handle, io, proc, process, root, tree};
 
 use super::{DirNode, DirTree, FdCache, NodeInner, ObjectId, Placed};
 use crate::sync::AtomicBool;
@@ -71,6 +73,7 @@ fn remedy(errno: Errno) -> &'static str {
         Errno::ACCESS | Errno::PERM => "run as a user who may read it (root)",
         Errno::LOOP => "the path has a loop of symlinks",
         Errno::ROFS => "it must be on a writable filesystem",
+        Errno::MFILE => "each layer keeps a file open: raise the limit of open files (ulimit -Hn), or merge layers",
         _ => "see the error of the host",
     }
 }
@@ -79,34 +82,76 @@ fn open_root(what: &'static str, path: &Path) -> Result<OwnedFd, LayerOpenError>
     root::open_dir(path).map_err(|errno| LayerOpenError::Open { what, path: path.into(), errno })
 }
 
-/// The identities of a directory and of all directories above it.
-fn ancestry(dir: BorrowedFd<'_>) -> plyfs_sys::Result<Vec<ObjectId>> {
-    let mut at = dir.try_clone_to_owned().map_err(|_| Errno::MFILE)?;
-    let mut ids: Vec<ObjectId> = vec![ObjectId::of(&at::stat(At::Fd(at.as_fd()))?)];
-    loop {
-        let up = tree::open_parent(at.as_fd())?;
-        let id = ObjectId::of(&at::stat(At::Fd(up.as_fd()))?);
-        if ids.last() == Some(&id) {
-            return Ok(ids);
+/// Where a directory is: its own identity and those of all directories above it, and its path within its filesystem.
+struct Situation {
+    ids: Vec<ObjectId>,
+    /// The device of the filesystem, and the path from its root: bind mounts do not hide what is above. `None` where the mount is not in the table.
+    path: Option<((u32, u32), Vec<u8>)>,
+}
+
+impl Situation {
+    fn of(dir: BorrowedFd<'_>, mounts: &HashMap<u64, MountInfo>) -> plyfs_sys::Result<Self> {
+        let mut at = dir.try_clone_to_owned().map_err(|_| Errno::MFILE)?;
+        let mut ids: Vec<ObjectId> = vec![ObjectId::of(&at::stat(At::Fd(at.as_fd()))?)];
+        loop {
+            let up = tree::open_parent(at.as_fd())?;
+            let id = ObjectId::of(&at::stat(At::Fd(up.as_fd()))?);
+            if ids.last() == Some(&id) {
+                break;
+            }
+            ids.push(id);
+            at = up;
         }
-        ids.push(id);
-        at = up;
+        let mount = mounts.get(&mount::mount_id_of(dir)?);
+        let path = match (mount, proc::path_of(dir)) {
+            (Some(mount), Ok(path)) => within(mount, &path).map(|path| (mount.dev, path)),
+            _ => None,
+        };
+        Ok(Self { ids, path })
     }
 }
 
-/// Refuses layers of which one contains another (semantics: layers that overlap are refused, as kernel overlayfs does with ELOOP).
+/// The path within the filesystem of a path on one of its mounts.
+fn within(mount: &MountInfo, path: &[u8]) -> Option<Vec<u8>> {
+    let slashless = |path: &[u8]| path.strip_suffix(b"/").unwrap_or(path).to_vec();
+    let below = path.strip_prefix(slashless(&mount.mountpoint).as_slice())?;
+    if !below.is_empty() && !below.starts_with(b"/") {
+        return None;
+    }
+    let mut whole = slashless(&mount.root);
+    whole.extend_from_slice(&slashless(below));
+    Some(whole)
+}
+
+/// A path and all paths above it.
+fn upwards(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::successors(Some(path), |path| path.iter().rposition(|&byte| byte == b'/').and_then(|at| path.get(..at)))
+}
+
+/// Refuses layers of which one contains another (semantics: layers that overlap are refused, as kernel overlayfs does with ELOOP), whatever links and bind mounts lead there.
 pub fn check_overlap(layers: &[(&'static str, &Path)]) -> Result<(), LayerOpenError> {
+    // Without /proc the directories above still tell, but not those behind a bind mount.
+    let table = mount::mounts().unwrap_or_default();
+    let mounts: HashMap<u64, MountInfo> = table.into_iter().map(|mount| (mount.id, mount)).collect();
     let mut known = Vec::with_capacity(layers.len());
     for (what, path) in layers {
         let fd = open_root(what, path)?;
-        let ids = ancestry(fd.as_fd()).map_err(|errno| LayerOpenError::Open { what, path: (*path).into(), errno })?;
-        known.push((*what, *path, ids));
+        known.push(Situation::of(fd.as_fd(), &mounts).map_err(|errno| open_error(what, path, errno))?);
     }
-    for (i, (inner_what, inner, ids)) in known.iter().enumerate() {
-        for (k, (outer_what, outer, outer_ids)) in known.iter().enumerate() {
-            if i != k && outer_ids.first().is_some_and(|outer| ids.contains(outer)) {
-                return Err(LayerOpenError::Overlap { inner_what, inner: (*inner).into(), outer_what, outer: (*outer).into() });
-            }
+    let mut by_id = HashMap::new();
+    let mut by_path = HashMap::new();
+    for (index, place) in known.iter().enumerate() {
+        place.ids.first().map(|id| *by_id.entry(*id).or_insert(index));
+        place.path.as_ref().map(|(dev, path)| *by_path.entry((*dev, path.as_slice())).or_insert(index));
+    }
+    for (inner, place) in known.iter().enumerate() {
+        let above = place.ids.iter().filter_map(|id| by_id.get(id));
+        let paths = place.path.iter().flat_map(|(dev, path)| upwards(path).map(|path| (*dev, path)));
+        let outer = above.chain(paths.filter_map(|place| by_path.get(&place))).copied().find(|outer| *outer != inner);
+        if let Some((outer_what, outer)) = outer.and_then(|outer| layers.get(outer))
+            && let Some((inner_what, inner)) = layers.get(inner)
+        {
+            return Err(LayerOpenError::Overlap { inner_what, inner: (*inner).into(), outer_what, outer: (*outer).into() });
         }
     }
     Ok(())
@@ -134,10 +179,10 @@ impl DirTree {
     ///
     /// Errors: what stat and the handle probe of the host answer.
     pub fn lower_from_fd(fd: OwnedFd) -> plyfs_sys::Result<Self> {
-        let fds = Arc::new(FdCache::new(cache_capacity()));
         let root = root_node(fd)?;
         let uuid = handle_uuid(&root)?;
-        Ok(Self { root, work: None, index: None, fds, uuid, _locks: Vec::new() })
+        let (fds, pinned) = (FdCache::shared(), FdCache::pinned(1));
+        Ok(Self { root, work: None, index: None, fds, _pinned: pinned, uuid, _locks: Vec::new() })
     }
 
     /// Opens upper and work directory: one mount, locked against a second mount, `work/work` made and emptied.
@@ -165,12 +210,13 @@ impl DirTree {
         let staging = subdir(work, work_fd.as_fd(), b"work")?;
         tree::remove_contents(staging.as_fd()).map_err(|errno| LayerOpenError::Work { path: work.into(), errno })?;
         let index = subdir(work, work_fd.as_fd(), b"index")?;
-        let fds = Arc::new(FdCache::new(cache_capacity()));
         let root = root_node(upper_fd).map_err(|errno| open_error("upperdir", upper, errno))?;
         let staging = root_node(staging).map_err(|errno| open_error("workdir", work, errno))?;
         let index = root_node(index).map_err(|errno| open_error("workdir", work, errno))?;
         let uuid = handle_uuid(&root).map_err(|errno| open_error("upperdir", upper, errno))?;
-        Ok(Self { root, work: Some(staging), index: Some(index), fds, uuid, _locks: locks })
+        // Root, `work`, `index` and the locks.
+        let (fds, pinned) = (FdCache::shared(), FdCache::pinned(3 + locks.len()));
+        Ok(Self { root, work: Some(staging), index: Some(index), fds, _pinned: pinned, uuid, _locks: locks })
     }
 
     /// The number of the root's descriptor, which stays open as long as the tree: others may open `/proc/PID/fd/N`. It is of a private clone of
@@ -266,10 +312,4 @@ fn handle_uuid(root: &DirNode) -> plyfs_sys::Result<Option<[u8; 16]>> {
         Err(Errno::OPNOTSUPP | Errno::OVERFLOW) => Ok(None),
         Err(errno) => Err(errno),
     }
-}
-
-/// A quarter of the allowed fds, at most 4,096: the rest is for open files.
-fn cache_capacity() -> usize {
-    let (soft, _) = limits::nofile();
-    usize::try_from(soft / 4).unwrap_or(4096).clamp(8, 4096)
 }
