@@ -150,6 +150,48 @@ fn layers_that_overlap_are_refused() {
 }
 
 #[test]
+fn layers_that_overlap_behind_bind_mounts_are_refused() {
+    need_mounts!();
+    let lab = Lab::layers();
+    let bound = lab.bind("b/d", "bound");
+    let whole = lab.bind("b", "whole");
+    let text = |name: &str| lab.text(name);
+    for (options, inner, outer) in [
+        ("lowerdir=b:bound", "lowerdir bound", "lowerdir b "),
+        ("lowerdir=bound:b", "lowerdir bound", "lowerdir b "),
+        ("lowerdir=whole:bound", "lowerdir bound", "lowerdir whole "),
+        ("lowerdir=whole:b", "lowerdir b", "lowerdir whole "),
+        ("lowerdir=a,upperdir=bound,workdir=b", "", ""),
+        ("lowerdir=b,upperdir=bound,workdir=w", "", ""),
+    ] {
+        let full = |part: &str| part.split_once(' ').map_or_else(String::new, |(what, name)| format!("{what} {}", text(name.trim_end())));
+        mount_refused(&lab, options, "m", &full(inner), &[&full(outer), "; "]);
+    }
+    // Beside each other they may stand, whatever their names.
+    fs::create_dir_all(lab.path("b/dd")).unwrap();
+    let beside = lab.bind("b/dd", "beside");
+    drop(lab.mount("lowerdir=bound:beside"));
+    drop((bound, whole, beside));
+}
+
+#[test]
+fn options_in_a_file_that_will_not_do_are_refused() {
+    need_mounts!();
+    let lab = Lab::layers();
+    let file = lab.text("options");
+    mount_refused(&lab, &format!("@{file}"), "m", &format!("option @{file}: No such file"), &["; correct the path"]);
+    for (text, begin, remedy) in [
+        ("# nothing\n", "option lowerdir: not given", "; name at least one"),
+        ("lowerdir=a\nnonsense\n", "option nonsense: unknown", "; see "),
+        ("lowerdir=a\n@other\n", "option @other: unknown", "; see "),
+        ("lowerdir=a\nupperdir=u\n", "option upperdir: given without workdir", "; add "),
+    ] {
+        fs::write(&file, text).unwrap();
+        mount_refused(&lab, &format!("@{file}"), "m", begin, &[remedy]);
+    }
+}
+
+#[test]
 fn a_machine_without_dev_fuse_is_told_so() {
     need_mounts!();
     let lab = Lab::layers();

@@ -153,6 +153,13 @@ impl Lab {
         mounted
     }
 
+    /// Shows a directory of the place at another one, by a bind mount.
+    pub(crate) fn bind(&self, from: &str, to: &str) -> Mounted {
+        fs::create_dir_all(self.path(to)).unwrap();
+        assert!(Command::new("mount").arg("--bind").arg(self.path(from)).arg(self.path(to)).status().unwrap().success());
+        Mounted(self.path(to))
+    }
+
     /// Everything in the place that is not in a mount, to be compared.
     pub(crate) fn snapshot(&self) -> BTreeMap<PathBuf, Seen> {
         let mut seen = BTreeMap::new();

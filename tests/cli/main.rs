@@ -6,6 +6,7 @@ mod bad_input;
 mod diff;
 mod info;
 mod lab;
+mod many;
 mod mount;
 mod run;
 #[path = "../common/skip.rs"]

@@ -638,6 +638,16 @@ mod tests {
     }
 
     #[test]
+    fn a_file_of_options_stands_where_it_is_named() {
+        let file = b"lowerdir+=/a\\\nb,ro\n\n# lowerdir+=/c\nlowerdir+=/d:e\\,f\nrw".to_vec();
+        let read = |path: &Path| if path == Path::new("/x,y") { Ok(file.clone()) } else { Err(std::io::ErrorKind::NotFound.into()) };
+        let params = Params::parse_with(["lowerdir+=/first,@/x\\,y,lowerdir+=/last"], read).unwrap();
+        assert_eq!((params.lowers, params.read_only), (paths(&["/first", "/a\nb", "/d:e,f", "/last"]), false));
+        let error = Params::parse_with(["@/none"], read).unwrap_err().to_string();
+        assert_eq!(error, "option @/none: entity not found; correct the path, which must be that of a readable file");
+    }
+
+    #[test]
     fn the_last_of_a_pair_counts() {
         for (options, expected) in [("ro,rw", false), ("rw,ro", true), ("ro,defaults", false)] {
             assert_eq!(parse(&format!("lowerdir=/a,{options}")).unwrap().read_only, expected, "{options}");
