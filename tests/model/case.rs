@@ -65,6 +65,8 @@ pub(crate) enum Move {
     Replace,
     NoReplace,
     Exchange,
+    /// Leaves a character device 0:0.
+    Whiteout,
 }
 
 #[derive(Clone, PartialEq, Eq)]
@@ -369,6 +371,7 @@ impl fmt::Display for Op {
                     Move::Replace => "",
                     Move::NoReplace => " noreplace",
                     Move::Exchange => " exchange",
+                    Move::Whiteout => " whiteout",
                 };
                 write!(f, "rename {from} {to}{word}")
             }
@@ -507,6 +510,7 @@ fn parse_op(line: &str) -> Result<Op, String> {
             (Op::Open { slot, .. }, word) => *slot = word.parse::<Path>()?.base.ok_or("slot")?,
             (Op::Rename { how, .. }, "noreplace") => *how = Move::NoReplace,
             (Op::Rename { how, .. }, "exchange") => *how = Move::Exchange,
+            (Op::Rename { how, .. }, "whiteout") => *how = Move::Whiteout,
             (Op::SetXattr { how, .. }, "create") => *how = How::Create,
             (Op::SetXattr { how, .. }, "replace") => *how = How::Replace,
             (_, other) => return Err(format!("word {other}")),

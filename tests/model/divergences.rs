@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use plyfs_format::ChangeKind;
 use plyfs_sys::Errno;
 
-use crate::case::{Case, LayerSpec, Op, What};
+use crate::case::{Case, LayerSpec, Move, Op, What};
 use crate::reference::{Outcome, Reference};
 use crate::view::View;
 
@@ -43,14 +43,20 @@ pub(crate) fn stray_marked_whiteouts(system: &str, lowers: &[LayerSpec], op: &Op
     marked && system.starts_with("kernel") && matches!(op, Op::Rmdir { .. } | Op::Rename { .. }) && *got == Err(Errno::NOTEMPTY)
 }
 
-/// Kernel overlayfs refuses to make a character device 0:0 (EPERM), as it would be a whiteout; plyfs stores it escaped.
+/// Kernel overlayfs refuses to make a character device 0:0 (EPERM), as it would be a whiteout, and a rename that leaves one (EINVAL); plyfs stores it
+/// escaped.
 pub(crate) fn makes_no_whiteout_device(system: &str, op: &Op, got: &Outcome) -> bool {
-    system.starts_with("kernel") && matches!(op, Op::Mkchar { rdev: 0, .. }) && *got == Err(Errno::PERM)
+    let refusal = match op {
+        Op::Mkchar { rdev: 0, .. } => Errno::PERM,
+        Op::Rename { how: Move::Whiteout, .. } => Errno::INVAL,
+        _ => return false,
+    };
+    system.starts_with("kernel") && *got == Err(refusal)
 }
 
 /// What plyfs stores escaped, kernel overlayfs shows as it is stored.
 pub(crate) fn shows_escaped_devices(case: &Case) -> bool {
-    case.ops.iter().any(|op| matches!(op, Op::Mkchar { rdev: 0, .. }))
+    case.ops.iter().any(|op| matches!(op, Op::Mkchar { rdev: 0, .. } | Op::Rename { how: Move::Whiteout, .. }))
 }
 
 /// Kernel overlayfs copies up an object that was removed while somebody holds it, when it is changed, to its old name: it answers EEXIST, or for a symlink

@@ -252,7 +252,12 @@ impl Chooser<'_> {
             66..=79 => {
                 let moves_dir = self.random.one_in(2);
                 let from = self.source(|kind| (kind == Kind::Dir) == moves_dir);
-                let how = self.random.pick(&[Move::Replace, Move::Replace, Move::Replace, Move::NoReplace, Move::Exchange]);
+                let how = match self.random.below(40) {
+                    0 => Move::Whiteout,
+                    1..=8 => Move::NoReplace,
+                    9..=16 => Move::Exchange,
+                    _ => Move::Replace,
+                };
                 let onto = how == Move::Exchange || self.random.one_in(3);
                 let to = if onto { self.source(|kind| (kind == Kind::Dir) == moves_dir) } else { self.target() };
                 Op::Rename { from, to, how }

@@ -270,6 +270,7 @@ impl Plain {
                     Move::Replace => RenameFlags::empty(),
                     Move::NoReplace => RenameFlags::NOREPLACE,
                     Move::Exchange => RenameFlags::EXCHANGE,
+                    Move::Whiteout => RenameFlags::WHITEOUT,
                 };
                 rustix::fs::renameat_with(&old_dir, &old[..], &new_dir, &new[..], flags)?;
             }

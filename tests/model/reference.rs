@@ -559,6 +559,9 @@ impl Reference {
             }
         }
         self.enter(new_dir, new_name, old);
+        if how == Move::Whiteout {
+            self.make(from, Kind::Char, 0, b"")?;
+        }
         Ok(())
     }
 

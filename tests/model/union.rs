@@ -313,6 +313,7 @@ impl<T: UpperTree> UnionSystem<T> {
                     Move::Replace => RenameMode::Replace,
                     Move::NoReplace => RenameMode::NoReplace,
                     Move::Exchange => RenameMode::Exchange,
+                    Move::Whiteout => RenameMode::Whiteout { caller: ME, replace: true },
                 };
                 self.union().rename(old_dir, &old, new_dir, &new, how).map_err(no)?;
             }

@@ -195,7 +195,7 @@ impl<T: UpperTree> Filesystem for Adapter<T> {
         reply: ReplyEmpty,
     ) {
         let span = self.begin(Op::Rename, request, parent, Some(name));
-        let mode = convert::rename_mode(flags);
+        let mode = convert::rename_mode(convert::caller(request), flags);
         // What is moved is copied up with its data, and only its name is known here.
         let long = self.may_copy_up(&span, &[parent, new_parent])
             || self.name_may_copy_up(&span, parent, name)

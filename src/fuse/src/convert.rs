@@ -161,13 +161,16 @@ pub(crate) fn exclusive(flags: i32) -> bool {
 }
 
 /// The flags of renameat2(2); `None` for those that there is nothing for, and for contradictions.
-pub(crate) fn rename_mode(flags: RenameFlags) -> Option<RenameMode> {
+pub(crate) fn rename_mode(caller: Caller, flags: RenameFlags) -> Option<RenameMode> {
+    let leaving = RenameFlags::RENAME_WHITEOUT | RenameFlags::RENAME_NOREPLACE;
     if flags.is_empty() {
         Some(RenameMode::Replace)
     } else if flags == RenameFlags::RENAME_NOREPLACE {
         Some(RenameMode::NoReplace)
     } else if flags == RenameFlags::RENAME_EXCHANGE {
         Some(RenameMode::Exchange)
+    } else if flags == RenameFlags::RENAME_WHITEOUT || flags == leaving {
+        Some(RenameMode::Whiteout { caller, replace: flags != leaving })
     } else {
         None
     }
@@ -276,11 +279,15 @@ mod tests {
 
     #[test]
     fn flags_without_a_meaning_here_are_refused() {
+        let (caller, no_replace) = (Caller { uid: 1, gid: 2, pid: 3 }, RenameFlags::RENAME_NOREPLACE);
+        let rename_mode = |flags| rename_mode(caller, flags);
         assert_eq!(rename_mode(RenameFlags::empty()), Some(RenameMode::Replace));
-        assert_eq!(rename_mode(RenameFlags::RENAME_NOREPLACE), Some(RenameMode::NoReplace));
+        assert_eq!(rename_mode(no_replace), Some(RenameMode::NoReplace));
         assert_eq!(rename_mode(RenameFlags::RENAME_EXCHANGE), Some(RenameMode::Exchange));
-        assert_eq!(rename_mode(RenameFlags::RENAME_WHITEOUT), None);
-        assert_eq!(rename_mode(RenameFlags::RENAME_NOREPLACE | RenameFlags::RENAME_EXCHANGE), None);
+        assert_eq!(rename_mode(RenameFlags::RENAME_WHITEOUT), Some(RenameMode::Whiteout { caller, replace: true }));
+        assert_eq!(rename_mode(RenameFlags::RENAME_WHITEOUT | no_replace), Some(RenameMode::Whiteout { caller, replace: false }));
+        assert_eq!(rename_mode(RenameFlags::RENAME_WHITEOUT | RenameFlags::RENAME_EXCHANGE), None);
+        assert_eq!(rename_mode(no_replace | RenameFlags::RENAME_EXCHANGE), None);
         assert_eq!(rename_mode(RenameFlags::from_bits_retain(1 << 9)), None);
         assert_eq!([0, 1, 2, 3, 4].map(xattr_mode), [Some(XattrMode::Any), Some(XattrMode::Create), Some(XattrMode::Replace), None, None]);
     }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use plyfs_format::{ESCAPED_WHITEOUT_RDEV, MarkKind, Nlink, is_whiteout_device};
+use plyfs_format::{ESCAPED_WHITEOUT_RDEV, MarkKind, Nlink, WHITEOUT_RDEV, is_whiteout_device};
 use plyfs_sys::Errno;
 use plyfs_sys::at::XattrMode;
 use plyfs_sys::stat::Kind;
@@ -249,6 +249,21 @@ impl<T: UpperTree> Union<T> {
         if plan.escaped { self.mark_device(node) } else { Ok(()) }
     }
 
+    /// Stages a character device 0:0, mode 0, that shows as what it is when it is moved into `parent`; returns it and its name in `work`.
+    pub(crate) fn stage_device(&self, caller: &Caller, parent: &Inode<T>) -> Result<(T::Node, Name)> {
+        let blueprint = self.blueprint(caller, parent, NewNode::Char(WHITEOUT_RDEV), 0, 0, false)?;
+        let tree = &self.upper()?.tree;
+        let work = tree.work();
+        let temp = self.temp_name()?;
+        let staging = Place { dir: &work, name: &temp };
+        let (node, _) = self.make_bare(staging, &blueprint, 0o600, 0o700)?;
+        if let Err(error) = self.dress(&node, &blueprint) {
+            tree.unlink(staging).attempt("remove a staged object")?;
+            return Err(error);
+        }
+        Ok((node, temp))
+    }
+
     /// Marks an escaped character device 0:0.
     pub(crate) fn mark_device(&self, node: &T::Node) -> Result<()> {
         let layer = self.upper()?;
@@ -409,7 +424,7 @@ impl<T: UpperTree> Union<T> {
     }
 
     /// Removes an object in `work`; a directory there holds nothing but whiteouts.
-    fn remove_aside(&self, aside: Place<'_, T::Node>, kind: Kind) -> Result<()> {
+    pub(crate) fn remove_aside(&self, aside: Place<'_, T::Node>, kind: Kind) -> Result<()> {
         let tree = &self.upper()?.tree;
         if kind != Kind::Dir {
             return tree.unlink(aside).attempt("remove aside");

@@ -1,7 +1,9 @@
-//! rename, with NOREPLACE and EXCHANGE.
+//! rename, with NOREPLACE, EXCHANGE and WHITEOUT (`whiteout.rs`).
 //!
 //! Marks go on the moved object before the move; the move is one renameat2. A directory that has lower parts takes a redirect along, so that it never
 //! answers EXDEV; a pure upper directory that goes below a merged one becomes opaque, so that it does not merge with what a lower holds under its new name.
+
+mod whiteout;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,7 +21,7 @@ use crate::inode::{DirState, Inode};
 use crate::lock::{DIR, RankedWrite};
 use crate::name::Name;
 use crate::resolve::Resolved;
-use crate::union::Union;
+use crate::union::{Caller, Union};
 
 /// Flags of rename(2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -31,6 +33,25 @@ pub enum RenameMode {
     NoReplace,
     /// `RENAME_EXCHANGE`.
     Exchange,
+    /// `RENAME_WHITEOUT`: a character device 0:0 of the caller's stays at the old name, as on any filesystem: a union that has this one as its upper takes it
+    /// for a whiteout.
+    Whiteout {
+        /// Whose it is.
+        caller: Caller,
+        /// Whether what is at the target is replaced; else EEXIST (`RENAME_NOREPLACE`).
+        replace: bool,
+    },
+}
+
+impl RenameMode {
+    fn replaces(self) -> bool {
+        matches!(self, Self::Replace | Self::Whiteout { replace: true, .. })
+    }
+
+    /// Who leaves a character device 0:0 behind.
+    fn leaves(self) -> Option<Caller> {
+        if let Self::Whiteout { caller, .. } = self { Some(caller) } else { None }
+    }
 }
 
 /// One end of a rename.
@@ -137,9 +158,10 @@ impl<T: UpperTree> Union<T> {
         let source = self.intern(from.dir, from.name, source.new);
         let target = self.resolve(to.dir, to.name)?;
         match (mode, &target) {
-            (RenameMode::NoReplace, Resolved::Found(_)) => return Err(Error::Exists),
             (RenameMode::Exchange, Resolved::Absent { .. }) => return Err(Error::NotFound),
-            _ => {}
+            (RenameMode::Exchange, _) | (_, Resolved::Absent { .. }) => {}
+            (_, Resolved::Found(_)) if mode.replaces() => {}
+            (_, Resolved::Found(_)) => return Err(Error::Exists),
         }
         if source_is_dir && (Arc::ptr_eq(&source, to.dir) || is_ancestor(&source, to.dir)) {
             return Err(Error::Invalid("a directory into itself"));
@@ -150,7 +172,7 @@ impl<T: UpperTree> Union<T> {
         match target {
             Resolved::Absent { whiteout } => {
                 let target = if whiteout { Target::Whiteout } else { Target::Free };
-                self.move_to(from, to, &source, target, None)?;
+                self.move_to(from, to, &source, target, None, mode.leaves())?;
             }
             Resolved::Found(found) => {
                 let here = found.upper_here;
@@ -172,7 +194,7 @@ impl<T: UpperTree> Union<T> {
                     }
                     self.exchange(from, to, &source, &target)?;
                 } else {
-                    self.replace(from, to, &source, &target, here)?;
+                    self.replace(from, to, &source, &target, here, mode.leaves())?;
                 }
             }
         }
@@ -194,7 +216,15 @@ impl<T: UpperTree> Union<T> {
     }
 
     /// Replaces an existing object.
-    fn replace(&self, from: End<'_, T>, to: End<'_, T>, source: &Arc<Inode<T>>, target: &Arc<Inode<T>>, target_here: bool) -> Result<()> {
+    fn replace(
+        &self,
+        from: End<'_, T>,
+        to: End<'_, T>,
+        source: &Arc<Inode<T>>,
+        target: &Arc<Inode<T>>,
+        target_here: bool,
+        leaves: Option<Caller>,
+    ) -> Result<()> {
         match (source.kind == Kind::Dir, target.kind == Kind::Dir) {
             (true, false) => return Err(Error::NotDir),
             (false, true) => return Err(Error::IsDir),
@@ -203,7 +233,7 @@ impl<T: UpperTree> Union<T> {
                     self.pin(target)?;
                 }
                 let held = if target_here { Target::Object } else { Target::Free };
-                self.move_to(from, to, source, held, Some(target))?;
+                self.move_to(from, to, source, held, Some(target), leaves)?;
             }
             (true, true) => {
                 let mut state = target.as_dir()?.state.write();
@@ -215,7 +245,7 @@ impl<T: UpperTree> Union<T> {
                     self.clear_empty(target)?;
                 }
                 let held = if target_here { Target::Object } else { Target::Free };
-                self.move_to(from, to, source, held, Some(target))?;
+                self.move_to(from, to, source, held, Some(target), leaves)?;
                 target.bury(&mut state);
             }
         }
@@ -240,29 +270,45 @@ impl<T: UpperTree> Union<T> {
         source: &Arc<Inode<T>>,
         held: Target,
         replaced: Option<&Arc<Inode<T>>>,
+        leaves: Option<Caller>,
     ) -> Result<()> {
-        let tree = &self.upper()?.tree;
-        let node = self.upper_node(source)?;
         self.mark_before_move(source, from, to)?;
-        let keep_whiteout = self.lower_has(from.dir, from.name)?;
-        let (how, stray) = plan(source.kind == Kind::Dir, held, keep_whiteout);
-        let places = (self.place(from)?, self.place(to)?);
-        tree.rename(places.0, Some(node), places.1, None, how).attempt("rename")?;
-        if stray && let Err(errno) = tree.unlink(places.0) {
-            // It hides nothing, so nothing shows; plyfs reads it as a whiteout of nothing.
-            tracing::warn!(%errno, "a whiteout of nothing stays behind a rename");
-        }
+        let device = match leaves {
+            Some(caller) => Some(self.move_leaving(&caller, from, to, source, held, replaced)?),
+            None => {
+                self.move_alone(from, to, source, held)?;
+                None
+            }
+        };
         // Names and listings first: they must be right even if the count of links cannot be written.
         if let Some(replaced) = replaced {
             replaced.remove_name(to.dir, to.name);
         }
         self.moved(from, to, source);
+        if let Some(device) = device {
+            let device = self.intern(from.dir, from.name, device);
+            self.list_insert(from.dir, from.name, &device);
+        }
         if let Some(replaced) = replaced.filter(|replaced| replaced.kind != Kind::Dir) {
             if held == Target::Free {
                 // A lower name of it is hidden by what replaces it.
                 self.lower_alias_gone(replaced)?;
             }
             self.drop_index_if_unused(replaced)?;
+        }
+        Ok(())
+    }
+
+    /// The move, and nothing stays but a whiteout over what a lower holds.
+    fn move_alone(&self, from: End<'_, T>, to: End<'_, T>, source: &Arc<Inode<T>>, held: Target) -> Result<()> {
+        let tree = &self.upper()?.tree;
+        let keep_whiteout = self.lower_has(from.dir, from.name)?;
+        let (how, stray) = plan(source.kind == Kind::Dir, held, keep_whiteout);
+        let (old, new) = (self.place(from)?, self.place(to)?);
+        tree.rename(old, Some(self.upper_node(source)?), new, None, how).attempt("rename")?;
+        if stray && let Err(errno) = tree.unlink(old) {
+            // It hides nothing, so nothing shows; plyfs reads it as a whiteout of nothing.
+            tracing::warn!(%errno, "a whiteout of nothing stays behind a rename");
         }
         Ok(())
     }

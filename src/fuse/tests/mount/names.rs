@@ -94,7 +94,12 @@ fn renames_move_replace_refuse_and_exchange() {
     go("c", "b", RenameFlags::empty()).unwrap();
     assert_eq!(listing(&lab.mnt("")), ["b", "d"]);
     assert_eq!(fs::read(lab.mnt("b")).unwrap(), b"b");
-    assert_eq!(go("b", "e", RenameFlags::WHITEOUT), Err(Errno::INVAL));
+    assert_eq!(go("b", "e", RenameFlags::WHITEOUT | RenameFlags::EXCHANGE), Err(Errno::INVAL));
+    assert_eq!(go("b", "d", RenameFlags::WHITEOUT | RenameFlags::NOREPLACE), Err(Errno::EXIST));
+    go("b", "e", RenameFlags::WHITEOUT).unwrap();
+    let left = fs::metadata(lab.mnt("b")).unwrap();
+    assert!(left.file_type().is_char_device() && left.rdev() == 0 && left.mode() & 0o7777 == 0);
+    go("e", "b", RenameFlags::empty()).unwrap();
     fs::rename(lab.mnt("d"), lab.mnt("e")).unwrap();
     assert_eq!(listing(&lab.mnt("")), ["b", "e"]);
     assert_eq!(fs::read(lab.lower("d/a")).unwrap(), b"a");
