@@ -106,7 +106,7 @@ struct Roots(Vec<i32>);
 fn union(params: &Params) -> anyhow::Result<(Arc<Union<DirTree>>, Roots)> {
     let lowers: Box<[_]> = params.lowers.iter().map(|path| DirTree::lower(path).map(Layer::trusted)).collect::<Result<_, _>>()?;
     let upper = match &params.writable {
-        Some(place) => Some(Layer::trusted(upper::open(place)?)),
+        Some(place) => Some(Layer::trusted(upper::open(place, atime_flags(params))?)),
         None => None,
     };
     let roots = Roots(lowers.iter().chain(&upper).filter_map(|layer| layer.tree.root_number()).collect());
@@ -130,21 +130,26 @@ pub(crate) fn make_union(stack: LayerStack<DirTree>, behaviour: Behaviour) -> an
     Union::new(stack, behaviour).map(Arc::new).map_err(|error| failure("layers", error, "see that their roots can be read"))
 }
 
-fn fuse_options(params: &Params) -> FuseOptions {
-    use std::os::unix::ffi::OsStrExt;
+/// When a read changes access times. The kernel leaves those of a FUSE filesystem to its server, which reads through the upper's mount.
+fn atime_flags(params: &Params) -> MountAttrFlags {
     let mut attrs = match params.atime {
         Atime::Relative => MountAttrFlags::empty(),
         Atime::Never => MountAttrFlags::MOUNT_ATTR_NOATIME,
         Atime::Strict => MountAttrFlags::MOUNT_ATTR_STRICTATIME,
     };
     attrs.set(MountAttrFlags::MOUNT_ATTR_NODIRATIME, params.no_dir_atime);
+    attrs
+}
+
+fn fuse_options(params: &Params) -> FuseOptions {
+    use std::os::unix::ffi::OsStrExt;
     FuseOptions {
         source: params.fsname.as_ref().map_or_else(|| SUBTYPE.into(), |name| name.as_bytes().to_vec()),
         dev: params.dev,
         suid: params.suid,
         exec: params.exec,
         read_only: params.is_read_only(),
-        attrs,
+        attrs: atime_flags(params),
         ..shared_fuse_options()
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use plyfs_overlay::params::Writable;
 use plyfs_overlay::{DirTree, LayerOpenError};
+use plyfs_sys::mount::MountAttrFlags;
 
 use super::fail::failure;
 use super::mounts;
@@ -28,11 +29,11 @@ enum Holder {
 
 /// Opens the upper; waits for a server that is ending.
 ///
-/// Errors: those of [`DirTree::upper`]; the directory and the mount that uses it.
-pub(crate) fn open(place: &Writable) -> anyhow::Result<DirTree> {
+/// Errors: those of [`DirTree::upper_with`]; the directory and the mount that uses it.
+pub(crate) fn open(place: &Writable, atime: MountAttrFlags) -> anyhow::Result<DirTree> {
     let begun = Instant::now();
     loop {
-        let (what, path) = match DirTree::upper(&place.upper, &place.work) {
+        let (what, path) = match DirTree::upper_with(&place.upper, &place.work, Some(atime)) {
             Err(LayerOpenError::InUse { what, path }) => (what, path),
             other => return Ok(other?),
         };

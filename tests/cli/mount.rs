@@ -79,6 +79,33 @@ fn an_upper_is_mounted_again_at_once_and_never_twice() {
 }
 
 #[test]
+fn access_times_change_as_the_options_say() {
+    need_mounts!();
+    let lab = Lab::layers();
+    let old = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+    fs::create_dir_all(lab.path("u/dir/sub")).unwrap();
+    for (options, file_changes, dir_changes) in [
+        ("noatime", false, false),
+        ("nodiratime", true, false),
+        ("strictatime", true, true),
+        ("relatime", true, true),
+        ("ro,noatime", false, false),
+    ] {
+        fs::write(lab.path("u/file"), "x").unwrap();
+        let times = fs::FileTimes::new().set_accessed(old).set_modified(old);
+        for path in ["u/file", "u/dir"] {
+            fs::File::open(lab.path(path)).unwrap().set_times(times).unwrap();
+        }
+        let mounted = lab.mount(&format!("{},{options}", lab.options()));
+        fs::read(mounted.0.join("file")).unwrap();
+        fs::read_dir(mounted.0.join("dir")).unwrap().for_each(drop);
+        let changed = |path: &str| fs::metadata(mounted.0.join(path)).unwrap().accessed().unwrap() != old;
+        assert_eq!((changed("file"), changed("dir")), (file_changes, dir_changes), "{options}");
+        lab.plyfs(&["umount", "m"]).ok();
+    }
+}
+
+#[test]
 fn a_union_keeps_no_mount_of_a_layer_busy() {
     need_mounts!();
     let lab = Lab::layers();

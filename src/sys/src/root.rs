@@ -5,9 +5,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags};
-use rustix::mount::{OpenTreeFlags, open_tree};
 
 use crate::at::check;
+use crate::mount::open_tree_clone;
 use crate::{Errno, Result};
 
 /// Opens a directory by path as a location (`O_PATH`). The only function of the crate that takes a path from a user, and follows links.
@@ -44,7 +44,7 @@ const ATIME: u64 = 0x70;
 /// `EPERM` without `CAP_SYS_ADMIN` over the mount namespace; `EINVAL` when `dir` lies on a mount of another namespace or below one that a
 /// user namespace locked; `ENOSYS` before Linux 5.12.
 pub fn clone_readonly(dir: BorrowedFd<'_>) -> Result<OwnedFd> {
-    let clone = clone_mount(dir)?;
+    let clone = open_tree_clone(dir, c"", false)?;
     let both = MountAttr { set: RDONLY | NOATIME, clear: ATIME, propagation: 0, userns_fd: 0 };
     match set_mount_attr(clone.as_fd(), &both) {
         // A mount that a user namespace inherited keeps its atime mode.
@@ -52,16 +52,6 @@ pub fn clone_readonly(dir: BorrowedFd<'_>) -> Result<OwnedFd> {
         result => result?,
     }
     Ok(clone)
-}
-
-/// Clones the mount of `dir` at `dir`, as it is. What is writable below `dir` must be reached through this one clone; see [`clone_readonly`] for the rest.
-///
-/// # Errors
-///
-/// As [`clone_readonly`].
-pub fn clone_mount(dir: BorrowedFd<'_>) -> Result<OwnedFd> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    open_tree(dir, c"", flags)
 }
 
 fn set_mount_attr(mount: BorrowedFd<'_>, attr: &MountAttr) -> Result<()> {

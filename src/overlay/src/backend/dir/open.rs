@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
 use plyfs_sys::at::{self, At};
+use plyfs_sys::mount::MountAttrFlags;
 use plyfs_sys::mount::{self, MountInfo};
 use plyfs_sys::stat::Kind;
 use plyfs_sys::{Errno, create, handle, io, proc, process, root, tree};
@@ -189,6 +190,14 @@ impl DirTree {
     ///
     /// Errors: see [`LayerOpenError`].
     pub fn upper(upper: &Path, work: &Path) -> Result<Self, LayerOpenError> {
+        Self::upper_with(upper, work, None)
+    }
+
+    /// As [`DirTree::upper`]; reading changes access times as these flags of a mount say (`MOUNT_ATTR__ATIME` and `MOUNT_ATTR_NODIRATIME`), whatever the
+    /// mount of the directory says. Where no private clone of it can be had, it is as the mount says.
+    ///
+    /// Errors: see [`LayerOpenError`].
+    pub fn upper_with(upper: &Path, work: &Path, atime: Option<MountAttrFlags>) -> Result<Self, LayerOpenError> {
         let upper_fd = open_root("upperdir", upper)?;
         let work_fd = open_root("workdir", work)?;
         let other_mount = || LayerOpenError::OtherMount { upper: upper.into(), work: work.into() };
@@ -199,7 +208,7 @@ impl DirTree {
             return Err(other_mount());
         }
         check_overlap(&[("upperdir", upper), ("workdir", work)])?;
-        let (upper_fd, work_fd) = match cloned_pair(upper, upper_fd.as_fd(), work, work_fd.as_fd()) {
+        let (upper_fd, work_fd) = match cloned_pair((upper, upper_fd.as_fd()), (work, work_fd.as_fd()), atime) {
             Ok(pair) => pair,
             Err(errno) => {
                 tracing::debug!(path = %upper.display(), %errno, "no private clone of the upper's mount; the mount itself serves");
@@ -241,7 +250,11 @@ impl DirTree {
 /// it does not show.
 ///
 /// Errors: those of the clone; ESTALE if the paths lead elsewhere by now; EXDEV if the directory that holds both is of another mount.
-fn cloned_pair(upper: &Path, upper_fd: BorrowedFd<'_>, work: &Path, work_fd: BorrowedFd<'_>) -> plyfs_sys::Result<(OwnedFd, OwnedFd)> {
+fn cloned_pair(
+    (upper, upper_fd): (&Path, BorrowedFd<'_>),
+    (work, work_fd): (&Path, BorrowedFd<'_>),
+    atime: Option<MountAttrFlags>,
+) -> plyfs_sys::Result<(OwnedFd, OwnedFd)> {
     let canonical = |path: &Path| path.canonicalize().map_err(|_| Errno::STALE);
     let (upper, work) = (canonical(upper)?, canonical(work)?);
     let common: PathBuf = upper.components().zip(work.components()).take_while(|(a, b)| a == b).map(|(a, _)| a).collect();
@@ -249,7 +262,11 @@ fn cloned_pair(upper: &Path, upper_fd: BorrowedFd<'_>, work: &Path, work_fd: Bor
     if mount::mount_id_of(above.as_fd())? != mount::mount_id_of(upper_fd)? {
         return Err(Errno::XDEV);
     }
-    let clone = root::clone_mount(above.as_fd())?;
+    let clone = mount::open_tree_clone(above.as_fd(), c"", false)?;
+    if let Some(set) = atime {
+        let clear = (MountAttrFlags::MOUNT_ATTR__ATIME | MountAttrFlags::MOUNT_ATTR_NODIRATIME) - set;
+        mount::mount_setattr(clone.as_fd(), &mount::SetAttr { set, clear, propagation: None }, false)?;
+    }
     let below = |path: &Path, original: BorrowedFd<'_>| {
         let mut dir = clone.try_clone().map_err(|_| Errno::MFILE)?;
         for name in path.strip_prefix(&common).map_err(|_| Errno::STALE)?.iter() {
