@@ -116,7 +116,7 @@ fn union(params: &Params) -> anyhow::Result<(Arc<Union<DirTree>>, Roots)> {
 
 /// How a union behaves that is served by this process, whose umask is 0.
 pub(crate) fn behaviour(volatile: bool, live_lowers: bool) -> Behaviour {
-    Behaviour { volatile, live_lowers, own_ids: own_ids() }
+    Behaviour { volatile, live_lowers, own_ids: own_ids(), ..Behaviour::default() }
 }
 
 /// Effective user and group: the owner of this process's directory in `/proc`.

@@ -30,10 +30,10 @@ pub(crate) fn keeps_links_of_removed_lowers(system: &str, want: &mut View) {
     }
 }
 
-/// Kernel overlayfs writes no redirect longer than 256 bytes (`OVL_REDIRECT_MAX`) and answers EXDEV; plyfs writes what fits into an xattr. From there on the
+/// Kernel overlayfs writes no redirect longer than 256 bytes (`OVL_REDIRECT_MAX`) and answers EXDEV, with metacopy also to link; plyfs writes what fits into an xattr. From there on the
 /// kernel's tree is another one, and it takes no further part in the case.
 pub(crate) fn redirect_too_long(system: &str, op: &Op, got: &Outcome) -> bool {
-    system.starts_with("kernel") && matches!(op, Op::Rename { .. }) && *got == Err(Errno::XDEV)
+    system.starts_with("kernel") && matches!(op, Op::Rename { .. } | Op::Link { .. }) && *got == Err(Errno::XDEV)
 }
 
 /// Kernel overlayfs counts a whiteout by mark that hides nothing as an entry when it asks whether a directory is empty. Rare: such a whiteout is in the layer
@@ -52,6 +52,11 @@ pub(crate) fn makes_no_whiteout_device(system: &str, op: &Op, got: &Outcome) -> 
         _ => return false,
     };
     system.starts_with("kernel") && *got == Err(refusal)
+}
+
+/// Kernel overlayfs with metacopy=on gives a file a new time of modification when its data comes up, be it only opened for writing; plyfs puts the old one back.
+pub(crate) fn opens_with_a_new_mtime(system: &str) -> bool {
+    system.starts_with("kernel")
 }
 
 /// What plyfs stores escaped, kernel overlayfs shows as it is stored.

@@ -144,10 +144,10 @@ pub(crate) fn run(case: &Case) -> std::result::Result<(), String> {
 pub(crate) fn run_with(case: &Case, fixed: Option<i64>) -> std::result::Result<(), String> {
     let fuse = Arc::new(Fuse::default());
     fuse.disarm();
-    let layers = Layers::new(&case.lowers, case.devices, case.keep);
+    let layers = Layers::new(&case.lowers, case);
     let behind = |tree: &MemTree, fuse: &Arc<Fuse>| Layer::trusted(Fault { tree: tree.clone(), fuse: fuse.clone() });
     let (upper, lowers, wired) = (layers.upper.clone(), layers.lowers.clone(), fuse.clone());
-    let behaviour = Behaviour { own_ids: case.keep.then_some((0, 0)), ..Behaviour::default() };
+    let behaviour = Behaviour { own_ids: case.keep.then_some((0, 0)), metacopy: case.metacopy, ..Behaviour::default() };
     let mount = move |_| {
         let lowers = lowers.iter().map(|tree| behind(tree, &wired)).collect();
         Union::new(LayerStack { upper: Some(behind(&upper, &wired)), lowers }, behaviour).unwrap()

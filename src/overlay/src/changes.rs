@@ -10,19 +10,18 @@ use plyfs_format::{Change, ChangeKind, shown_xattr};
 use plyfs_sys::stat::{Kind, Stat, Time};
 
 use crate::backend::{Tree, UpperTree};
+use crate::data::Far;
 use crate::error::{Attempt, Result};
 use crate::layer::{Layer, LayerStack, LowerObject};
 use crate::name::Name;
 use crate::resolve::Resolved;
 use crate::union::{Behaviour, Union};
-
-/// The one xattr that counts unless asked for more: file capabilities (as docker's diff has it).
-const CAPABILITY: &[u8] = b"security.capability";
+use crate::xattr::CAPABILITY;
 
 /// What counts as a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ChangeOptions {
-    /// Every xattr that users see, not only `security.capability`.
+    /// Every xattr that users see, not only `security.capability` (the one that counts in docker's diff).
     pub xattrs: bool,
 }
 
@@ -51,8 +50,11 @@ struct Seen<'a, T: Tree> {
     node: T::Node,
     stat: Stat,
     from_upper: bool,
+    /// It is no metacopy: the data is in it, not in the last of `lowers`.
+    has_data: bool,
     upper: Option<T::Node>,
     lowers: Vec<LowerObject<T>>,
+    far: Option<Box<Far<T>>>,
     redirected: bool,
 }
 
@@ -154,8 +156,10 @@ impl<T: UpperTree> Union<T> {
                 node: node.clone(),
                 stat: found.stat,
                 from_upper: true,
+                has_data: found.new.upper_data,
                 upper: None,
                 lowers: Vec::new(),
+                far: None,
                 redirected,
             },
             (None, Some(lower)) => Seen {
@@ -163,28 +167,33 @@ impl<T: UpperTree> Union<T> {
                 node: lower.node.clone(),
                 stat: found.stat,
                 from_upper: false,
+                has_data: found.new.lowers.len() < 2 && found.new.far.is_none(),
                 upper: None,
                 lowers: Vec::new(),
+                far: None,
                 redirected,
             },
             (None, None) => return Ok(None),
         };
-        Ok(Some(Seen { upper, lowers: found.new.lowers, ..seen }))
+        Ok(Some(Seen { upper, lowers: found.new.lowers, far: found.new.far, ..seen }))
     }
 
     fn seen_before(&self, pair: &Pair<T>, name: &Name) -> Result<Option<Seen<'_, T>>> {
-        let found = self.lookup_lowers(&pair.before, name, false)?;
+        let mut found = self.lookup_lowers(&pair.before, name, false)?;
+        self.follow_data(&mut found, &pair.before, name)?;
         let (Some(stat), Some(top)) = (found.stat, found.objects.first()) else { return Ok(None) };
         let seen = Seen {
             layer: self.lower_layer(top.layer)?,
             node: top.node.clone(),
             stat,
             from_upper: false,
+            has_data: found.objects.len() < 2 && found.far.is_none(),
             upper: None,
             lowers: Vec::new(),
+            far: None,
             redirected: false,
         };
-        Ok(Some(Seen { lowers: found.objects, ..seen }))
+        Ok(Some(Seen { lowers: found.objects, far: found.far, ..seen }))
     }
 
     fn same_lowers(&self, a: &[LowerObject<T>], b: &[LowerObject<T>]) -> Result<bool> {
@@ -247,11 +256,28 @@ impl<T: UpperTree> Union<T> {
         Ok(shown)
     }
 
+    /// Where the data of a file is.
+    fn seen_data<'a>(&'a self, seen: &'a Seen<'_, T>) -> Result<(&'a T, &'a T::Node)> {
+        let lower = match &seen.far {
+            _ if seen.has_data => None,
+            Some(far) => Some(self.find_far(far)?),
+            None => seen.lowers.last(),
+        };
+        match lower {
+            Some(lower) => Ok((&self.lower_layer(lower.layer)?.tree, &lower.node)),
+            None => Ok((&seen.layer.tree, &seen.node)),
+        }
+    }
+
     fn content_differs(&self, now: &Seen<'_, T>, before: &Seen<'_, T>) -> Result<bool> {
         const CHUNK: usize = 128 * 1024;
-        let (a, b) = (&now.layer.tree, &before.layer.tree);
-        let file_a = a.open(&now.node).attempt("open to compare")?;
-        let file_b = b.open(&before.node).attempt("open to compare")?;
+        let ((a, node_a), (b, node_b)) = (self.seen_data(now)?, self.seen_data(before)?);
+        if a.id(node_a) == b.id(node_b) {
+            // A metacopy whose data is the file's from before.
+            return Ok(false);
+        }
+        let file_a = a.open(node_a).attempt("open to compare")?;
+        let file_b = b.open(node_b).attempt("open to compare")?;
         let (mut buf_a, mut buf_b) = (vec![0; CHUNK], vec![0; CHUNK]);
         let mut offset = 0;
         loop {

@@ -142,7 +142,7 @@ impl<T: UpperTree> Union<T> {
         // Nothing that may fail stands between the commit and its notes in names and listing.
         let (node, file) = self.make_at(parent, name, &blueprint)?;
         let id = self.upper()?.tree.id(&node);
-        let new = NewInode { kind, origin: id, lowers: Vec::new(), upper: Some((node, id)), redirect: None, links: None };
+        let new = NewInode::made(kind, node, id);
         let inode = self.intern(parent, name, new);
         self.list_insert(parent, name, &inode);
         Ok((inode, file))

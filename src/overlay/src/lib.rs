@@ -14,6 +14,7 @@ mod attr;
 pub mod backend;
 mod changes;
 mod copy_up;
+mod data;
 mod dir;
 mod error;
 mod file;

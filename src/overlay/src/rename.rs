@@ -156,6 +156,10 @@ impl<T: UpperTree> Union<T> {
             return Ok(false);
         }
         let source = self.intern(from.dir, from.name, source.new);
+        if source.lacks_data() {
+            // Another file than the one that was copied up before the locks were taken: under another name it would not find its data.
+            return Ok(false);
+        }
         let target = self.resolve(to.dir, to.name)?;
         match (mode, &target) {
             (RenameMode::Exchange, Resolved::Absent { .. }) => return Err(Error::NotFound),
@@ -189,6 +193,9 @@ impl<T: UpperTree> Union<T> {
                     });
                 }
                 if mode == RenameMode::Exchange {
+                    if target.lacks_data() {
+                        return Ok(false);
+                    }
                     if !here {
                         return self.link_alias(&target, to).map(|()| false);
                     }
