@@ -9,7 +9,6 @@ use plyfs_overlay::params::parse_paths;
 use plyfs_overlay::{ChangeOptions, DirTree, Layer, LayerStack, changes_of, check_overlap};
 
 use super::fail::failure;
-use super::layers::index_in;
 use super::operand::{self, Known, Type};
 use super::record::Record;
 use super::{mounts, output};
@@ -31,9 +30,6 @@ pub(crate) struct Args {
     /// With these lower directories, the topmost first
     #[arg(long, value_name = "DIR[:DIR...]", requires = "upper")]
     lower: Option<OsString>,
-    /// And the work directory of the upper, which knows all names of hard links
-    #[arg(long, value_name = "DIR", requires = "upper")]
-    workdir: Option<PathBuf>,
     #[command(flatten)]
     show: Show,
 }
@@ -70,18 +66,12 @@ pub(crate) fn main(args: Args) -> anyhow::Result<ExitCode> {
             let layers: Vec<(&'static str, &Path)> =
                 lowers.iter().map(|lower| ("lowerdir", lower.as_path())).chain([("upperdir", upper.as_path())]).collect();
             check_overlap(&layers)?;
-            let index = args.workdir.as_deref().map(index_of).transpose()?;
-            of_layers(&format!("diff {}", upper.display()), upper, index.as_deref(), &lowers, &args.show.options())?
+            of_layers(&format!("diff {}", upper.display()), upper, &lowers, &args.show.options())?
         }
         _ => return Err(failure("diff", "nothing to compare", "give a mountpoint, or --upper and --lower")),
     };
     args.show.print(&changes)?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn index_of(work: &Path) -> anyhow::Result<PathBuf> {
-    let remedy = "give the directory that was the workdir of the upper's mount";
-    index_in(work).ok_or_else(|| failure(format_args!("workdir {}", work.display()), "there is no directory 'index' in it", remedy))
 }
 
 fn of_operand(operand: &OsStr, forced: Option<Type>, options: &ChangeOptions) -> anyhow::Result<Vec<Change>> {
@@ -106,12 +96,11 @@ fn of_operand(operand: &OsStr, forced: Option<Type>, options: &ChangeOptions) ->
     };
     let Some(upper) = &record.upper else { return Ok(Vec::new()) };
     let lowers: Vec<PathBuf> = record.lowers.iter().map(|lower| record.way_to(lower)).collect();
-    let index = record.index.map(|fd| record.way_through(fd));
-    of_layers(&at, &record.way_to(upper), index.as_deref(), &lowers, options)
+    of_layers(&at, &record.way_to(upper), &lowers, options)
 }
 
-fn of_layers(at: &str, upper: &Path, index: Option<&Path>, lowers: &[PathBuf], options: &ChangeOptions) -> anyhow::Result<Vec<Change>> {
-    let upper = Some(Layer::trusted(DirTree::upper_readonly(upper, index)?));
+fn of_layers(at: &str, upper: &Path, lowers: &[PathBuf], options: &ChangeOptions) -> anyhow::Result<Vec<Change>> {
+    let upper = Some(Layer::trusted(DirTree::upper_readonly(upper)?));
     let lowers = lowers.iter().map(|lower| DirTree::lower(lower).map(Layer::trusted)).collect::<Result<_, _>>()?;
     compare(at, LayerStack { upper, lowers }, options)
 }

@@ -201,14 +201,15 @@ pub(crate) struct Case {
     pub(crate) keep: bool,
     /// Each memory layer is a filesystem of its own.
     pub(crate) devices: bool,
+    /// A change of metadata copies no data up.
+    pub(crate) metacopy: bool,
     pub(crate) ops: Vec<Op>,
 }
 
 impl Case {
-    /// Whether some layer holds hard links, or may be made of one that has come to them.
+    /// Whether some layer holds hard links.
     pub(crate) fn has_hard_links(&self) -> bool {
-        let restacked = self.ops.contains(&Op::Restack) && self.ops.iter().any(|op| matches!(op, Op::Link { .. }));
-        restacked || self.lowers.iter().any(|layer| layer.entries.values().any(|entry| matches!(entry.what, What::Hard(_))))
+        self.lowers.iter().any(|layer| layer.entries.values().any(|entry| matches!(entry.what, What::Hard(_))))
     }
 }
 
@@ -405,7 +406,8 @@ impl fmt::Display for Case {
         for layer in &self.lowers {
             write!(f, "layer\n{layer}")?;
         }
-        writeln!(f, "ops{}{}", if self.keep { " keep" } else { "" }, if self.devices { " devices" } else { "" })?;
+        let flags = [(self.keep, " keep"), (self.devices, " devices"), (self.metacopy, " metacopy")];
+        writeln!(f, "ops{}", flags.iter().filter(|(set, _)| *set).map(|(_, word)| *word).collect::<String>())?;
         self.ops.iter().try_for_each(|op| writeln!(f, "  {op}"))
     }
 }
@@ -531,6 +533,7 @@ impl FromStr for Case {
                 in_ops = true;
                 case.keep = flags.contains("keep");
                 case.devices = flags.contains("devices");
+                case.metacopy = flags.contains("metacopy");
             } else if line == "layer" {
                 case.lowers.push(LayerSpec::default());
             } else if in_ops {

@@ -24,13 +24,14 @@ pub(crate) struct Layers {
     base: TempDir,
     /// The union makes objects where they belong, if it can.
     in_place: bool,
+    metacopy: bool,
     uppers: usize,
     pub(crate) lowers: Vec<PathBuf>,
     digests: Vec<String>,
 }
 
 impl Layers {
-    pub(crate) fn new(specs: &[LayerSpec], in_place: bool) -> Self {
+    pub(crate) fn new(specs: &[LayerSpec], case: &Case) -> Self {
         // What the union makes in place has the mode that it asks for.
         rustix::process::umask(rustix::fs::Mode::empty());
         let base = tempfile::Builder::new().prefix("plyfs-model-").tempdir().unwrap();
@@ -43,7 +44,7 @@ impl Layers {
             lowers.push(dir);
         }
         let digests = lowers.iter().map(|dir| digest(dir)).collect();
-        let mut this = Self { base, in_place, uppers: 0, lowers, digests };
+        let mut this = Self { base, in_place: case.keep, metacopy: case.metacopy, uppers: 0, lowers, digests };
         this.new_upper();
         this
     }
@@ -78,20 +79,9 @@ impl Layers {
     pub(crate) fn union(&self) -> Union<DirTree> {
         let upper = DirTree::upper(&self.upper(), &self.work()).unwrap();
         let lowers = self.lowers.iter().map(|dir| Layer::trusted(DirTree::lower(dir).unwrap())).collect();
-        let union = Union::new(
-            LayerStack { upper: Some(Layer::trusted(upper)), lowers },
-            Behaviour { volatile: true, own_ids: self.in_place.then_some((0, 0)), ..Behaviour::default() },
-        )
-        .unwrap();
-        union.clean_index().unwrap();
-        union
-    }
-
-    /// After a clean end.
-    fn check_settled(&self) -> Result<(), String> {
-        let entries = std::fs::read_dir(self.work().join("index")).unwrap().map(|entry| entry.unwrap());
-        let left: Vec<_> = entries.filter(|entry| entry.metadata().unwrap().nlink() == 1).map(|entry| entry.file_name()).collect();
-        if left.is_empty() { Ok(()) } else { Err(format!("the index holds {left:?}, which have no names")) }
+        let own_ids = self.in_place.then_some((0, 0));
+        let behaviour = Behaviour { volatile: true, own_ids, metacopy: self.metacopy, ..Behaviour::default() };
+        Union::new(LayerStack { upper: Some(Layer::trusted(upper)), lowers }, behaviour).unwrap()
     }
 
     /// `work` is empty, and no lower layer was written.
@@ -176,6 +166,10 @@ pub(crate) fn system(layers: &Arc<Mutex<Layers>>, keep: bool) -> UnionSystem<Dir
     UnionSystem::new("directories", keep, Box::new(mount))
 }
 
+fn on_off(on: bool) -> &'static str {
+    if on { "on" } else { "off" }
+}
+
 /// A kernel mount that goes when it is dropped.
 struct KernelMount(PathBuf);
 
@@ -185,10 +179,10 @@ impl KernelMount {
         let target = layers.base.path().join("kernel");
         std::fs::create_dir_all(&target).unwrap();
         let lowers: Vec<_> = layers.lowers.iter().map(|dir| dir.to_str().unwrap()).collect();
-        let index = if index { "on" } else { "off" };
+        let (index, metacopy) = (on_off(index), on_off(layers.metacopy));
         let (upper, work) = (layers.upper(), layers.work());
         let data = format!(
-            "lowerdir={},upperdir={},workdir={},redirect_dir=on,metacopy=off,index={index}",
+            "lowerdir={},upperdir={},workdir={},redirect_dir=on,metacopy={metacopy},index={index}",
             lowers.join(":"),
             upper.display(),
             work.display()
@@ -247,7 +241,7 @@ pub(crate) struct With {
 pub(crate) fn run(case: &Case, with: With) -> Result<(), String> {
     let mut reference = Reference::of(&case.lowers);
     let mut before = reference.clone();
-    let layers = Arc::new(Mutex::new(Layers::new(&case.lowers, case.keep)));
+    let layers = Arc::new(Mutex::new(Layers::new(&case.lowers, case)));
     let mut union = system(&layers, case.keep);
 
     let plain_dir = tempfile::Builder::new().prefix("plyfs-model-").tempdir().unwrap();
@@ -259,7 +253,7 @@ pub(crate) fn run(case: &Case, with: With) -> Result<(), String> {
 
     // The kernel needs a lower layer.
     let with_kernel = with.kernel && !case.lowers.is_empty();
-    let kernel_layers = with_kernel.then(|| Arc::new(Mutex::new(Layers::new(&case.lowers, case.keep))));
+    let kernel_layers = with_kernel.then(|| Arc::new(Mutex::new(Layers::new(&case.lowers, case))));
     let index = case.has_hard_links();
     let mut kernel = kernel_layers.as_ref().map(|layers| {
         let layers = layers.clone();
@@ -307,23 +301,16 @@ pub(crate) fn run(case: &Case, with: With) -> Result<(), String> {
     layers.lock().unwrap().check()?;
     drop(kernel);
 
-    // The kernel shows what the union left, as one that is killed and as one that ends, and the union what the kernel left.
-    let handover = |what: &str| {
-        if !with.handover || case.lowers.is_empty() || divergences::shows_escaped_devices(case) {
-            return Ok(());
-        }
+    // The kernel shows what the union left, and the union what the kernel left.
+    if with.handover && !case.lowers.is_empty() && !divergences::shows_escaped_devices(case) {
         let left = layers.lock().unwrap();
         let mount = KernelMount::new(&left, index);
         let mut shown = Plain::new("kernel overlayfs on what the union left", &mount.0, None);
         let checked = Watched::new(&mut shown, &case.lowers).check(&reference);
         drop(shown);
         drop(mount);
-        checked.map_err(|e| format!("{what}: {e}"))
-    };
-    handover("killed")?;
-    system(&layers, case.keep).settle()?;
-    layers.lock().unwrap().check_settled()?;
-    handover("settled")?;
+        checked?;
+    }
     for (name, layers) in
         [("what it left itself", Some(&layers)), ("what the kernel left", kernel_layers.as_ref().filter(|_| kernel_is_with_us))]
     {
@@ -340,7 +327,7 @@ pub(crate) fn run(case: &Case, with: With) -> Result<(), String> {
 
 /// Why the kernel cannot take part; `None`: it can.
 pub(crate) fn no_kernel() -> Option<String> {
-    let layers = Layers::new(&[LayerSpec::default()], false);
+    let layers = Layers::new(&[LayerSpec::default()], &Case::default());
     let target = layers.base.path().join("kernel");
     std::fs::create_dir_all(&target).unwrap();
     let data = format!("lowerdir={},upperdir={},workdir={}", layers.lowers[0].display(), layers.upper().display(), layers.work().display());

@@ -1,10 +1,22 @@
 //! Where filesystems are allowed to differ, each by name and with its reason. Every other difference is a bug.
 
+use std::collections::BTreeMap;
+
+use plyfs_format::ChangeKind;
 use plyfs_sys::Errno;
 
 use crate::case::{Case, LayerSpec, Move, Op, What};
 use crate::reference::{Outcome, Reference};
-use crate::view::{Object, View};
+use crate::view::View;
+
+type Changes = BTreeMap<Vec<u8>, ChangeKind>;
+
+/// `Union::changes` and the names of a lower hard link: a write through one name changes what all of them show, but the upper, which selects the candidates,
+/// holds only the names that were used. The others, and directories for their sake, may be missing as `C`; nothing else may be.
+pub(crate) fn unused_names_of_lower_hard_links(want: &Changes, got: &Changes) -> bool {
+    got.iter().all(|(path, kind)| want.get(path) == Some(kind))
+        && want.iter().all(|(path, kind)| got.contains_key(path) || *kind == ChangeKind::Changed)
+}
 
 /// Kernel overlayfs lists a whiteout that hides nothing: a directory that does not merge is read as it is. A look-up says that nothing is there.
 pub(crate) fn lists_stray_whiteouts(system: &str) -> bool {
@@ -18,10 +30,10 @@ pub(crate) fn keeps_links_of_removed_lowers(system: &str, want: &mut View) {
     }
 }
 
-/// Kernel overlayfs writes no redirect longer than 256 bytes (`OVL_REDIRECT_MAX`) and answers EXDEV; plyfs writes what fits into an xattr. From there on the
+/// Kernel overlayfs writes no redirect longer than 256 bytes (`OVL_REDIRECT_MAX`) and answers EXDEV, with metacopy also to link; plyfs writes what fits into an xattr. From there on the
 /// kernel's tree is another one, and it takes no further part in the case.
 pub(crate) fn redirect_too_long(system: &str, op: &Op, got: &Outcome) -> bool {
-    system.starts_with("kernel") && matches!(op, Op::Rename { .. }) && *got == Err(Errno::XDEV)
+    system.starts_with("kernel") && matches!(op, Op::Rename { .. } | Op::Link { .. }) && *got == Err(Errno::XDEV)
 }
 
 /// Kernel overlayfs counts a whiteout by mark that hides nothing as an entry when it asks whether a directory is empty. Rare: such a whiteout is in the layer
@@ -40,6 +52,11 @@ pub(crate) fn makes_no_whiteout_device(system: &str, op: &Op, got: &Outcome) -> 
         _ => return false,
     };
     system.starts_with("kernel") && *got == Err(refusal)
+}
+
+/// Kernel overlayfs with metacopy=on gives a file a new time of modification when its data comes up, be it only opened for writing; plyfs puts the old one back.
+pub(crate) fn opens_with_a_new_mtime(system: &str) -> bool {
+    system.starts_with("kernel")
 }
 
 /// What plyfs stores escaped, kernel overlayfs shows as it is stored.
@@ -64,18 +81,9 @@ pub(crate) fn copies_up_what_was_removed(system: &str, op: &Op, reference: &Refe
 
 /// A removed file that cannot be removed from `work` afterwards is litter there until the next mount, and counts as a link.
 pub(crate) fn litter_counts_as_a_link(want: &mut View) {
-    want.tree.values_mut().chain(want.slots.iter_mut().flatten()).for_each(uncounted_where_a_copy_failed);
-}
-
-/// A name of a lower hard link goes even where the copy that counts the others cannot be made; their number is right until the inode is forgotten.
-pub(crate) fn uncounted_where_a_copy_failed(object: &mut Object) {
-    object.nlink = None;
-}
-
-/// An upper of kernel overlayfs needs its index: where a hard link is in it, what it becomes as a lower shows the lower's content under the names that were not used, and
-/// one link too many. plyfs settles them when it is unmounted.
-pub(crate) fn stacks_no_index(system: &str, op: &Op, reference: &Reference) -> bool {
-    system.starts_with("kernel") && *op == Op::Restack && (reference.has_hard_links() || reference.had_hard_links())
+    for object in want.tree.values_mut().chain(want.slots.iter_mut().flatten()) {
+        object.nlink = None;
+    }
 }
 
 fn no_zero_links(want: &mut View) {

@@ -293,12 +293,17 @@ pub(crate) fn case(seed: u64, options: Options) -> Case {
     let count = random.pick(&[0, 1, 1, 2, 2, 3]);
     let hard = random.one_in(6);
     let lowers: Vec<LayerSpec> = (0..count).map(|index| layer(&mut random, index + 1 == count, hard)).collect();
-    let mut case = Case { lowers, keep: random.one_in(2), devices: random.one_in(4), ops: Vec::new() };
+    let metacopy = Random::new(!seed).one_in(2);
+    let mut case = Case { lowers, keep: random.one_in(2), devices: random.one_in(4), metacopy, ops: Vec::new() };
     let mut reference = Reference::of(&case.lowers);
     for _ in 0..1 + random.below(options.ops) {
         let there = reference.paths();
         let held = std::array::from_fn(|slot| reference.held(slot));
-        let op = Chooser { random: &mut random, there, held }.op(options);
+        let mut op = Chooser { random: &mut random, there, held }.op(options);
+        // What the index of hard links holds is in no layer; a layer with such names cannot be stacked yet.
+        if op == Op::Restack && (case.has_hard_links() || reference.has_hard_links()) {
+            op = Op::Remount;
+        }
         // Truncation writes data too large to look at.
         reference.apply(&op).ok();
         case.ops.push(op);

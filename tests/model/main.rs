@@ -119,7 +119,7 @@ fn stress_time(seconds: u64) -> Duration {
 #[test]
 fn threads_leave_memory_layers_in_order() {
     let case: Case = stress::LAYERS.parse().unwrap();
-    let layers = stress::shared(memory::Layers::new(&case.lowers, false, true));
+    let layers = stress::shared(memory::Layers::new(&case.lowers, &case));
     let calls = stress::run(memory::system(&layers, true), stress_time(5), || layers.lock().unwrap().check());
     eprintln!("{calls} calls");
 }
@@ -130,7 +130,7 @@ fn threads_leave_directories_in_order() {
         skip::skip!("needs root");
     }
     let case: Case = stress::LAYERS.parse().unwrap();
-    let layers = stress::shared(directories::Layers::new(&case.lowers, true));
+    let layers = stress::shared(directories::Layers::new(&case.lowers, &case));
     let calls = stress::run(directories::system(&layers, true), stress_time(8), || layers.lock().unwrap().check());
     eprintln!("{calls} calls");
 }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use plyfs_format::Dialect;
 use plyfs_overlay::backend::Tree;
-use plyfs_overlay::{Behaviour, Layer, LayerStack, MemFs, MemTree, Name as Checked, Union};
+use plyfs_overlay::{Behaviour, Layer, LayerStack, MemFs, MemTree, Union};
 use plyfs_sys::at::{SetTime, XattrMode};
 
 use crate::build::{digest_mem, in_memory};
@@ -21,16 +21,18 @@ pub(crate) struct Layers {
     digests: Vec<String>,
     /// The union makes objects where they belong, if it can.
     in_place: bool,
+    metacopy: bool,
 }
 
 impl Layers {
-    pub(crate) fn new(specs: &[LayerSpec], devices: bool, in_place: bool) -> Self {
+    pub(crate) fn new(specs: &[LayerSpec], case: &Case) -> Self {
+        let devices = case.devices;
         let filesystems: Vec<_> = (0..if devices { 4 } else { 1 }).map(|dev| MemFs::new(100 + dev)).collect();
         let fs = |index: usize| &filesystems[index % filesystems.len()];
         let lowers: Vec<_> = specs.iter().enumerate().map(|(index, spec)| in_memory(fs(index + 1), spec)).collect();
         let digests = lowers.iter().map(digest_mem).collect();
         let upper = in_memory(fs(0), &LayerSpec::default());
-        Self { upper, lowers, digests, filesystems, in_place }
+        Self { upper, lowers, digests, filesystems, in_place: case.keep, metacopy: case.metacopy }
     }
 
     fn restack(&mut self) {
@@ -44,20 +46,8 @@ impl Layers {
     pub(crate) fn union(&self, writable: bool) -> Union<MemTree> {
         let upper = writable.then(|| Layer::trusted(self.upper.clone()));
         let lowers = self.lowers.iter().map(|tree| Layer::trusted(tree.clone())).collect();
-        let union =
-            Union::new(LayerStack { upper, lowers }, Behaviour { own_ids: self.in_place.then_some((0, 0)), ..Behaviour::default() })
-                .unwrap();
-        union.clean_index().unwrap();
-        union
-    }
-
-    /// After a clean end.
-    fn check_settled(&self) -> Result<(), String> {
-        use plyfs_overlay::backend::UpperTree as _;
-        let index = self.upper.index().unwrap();
-        let mut left = self.upper.read_dir(&index).unwrap();
-        left.retain(|entry| self.upper.lookup(&index, &Checked::new(&entry.name).unwrap()).unwrap().unwrap().1.nlink == 1);
-        if left.is_empty() { Ok(()) } else { Err(format!("the index holds {left:?}, which have no names")) }
+        let behaviour = Behaviour { own_ids: self.in_place.then_some((0, 0)), metacopy: self.metacopy, ..Behaviour::default() };
+        Union::new(LayerStack { upper, lowers }, behaviour).unwrap()
     }
 
     /// `work` is empty, and no lower layer was written.
@@ -108,7 +98,7 @@ pub(crate) fn system(layers: &Arc<Mutex<Layers>>, keep: bool) -> UnionSystem<Mem
 pub(crate) fn run(case: &Case) -> Result<(), String> {
     let mut reference = Reference::of(&case.lowers);
     let mut before = reference.clone();
-    let layers = Arc::new(Mutex::new(Layers::new(&case.lowers, case.devices, case.keep)));
+    let layers = Arc::new(Mutex::new(Layers::new(&case.lowers, case)));
     let mut union = system(&layers, case.keep);
     let mut watched = Watched::new(&mut union, &case.lowers);
     watched.check(&reference).map_err(|e| format!("at first: {e}"))?;
@@ -128,14 +118,8 @@ pub(crate) fn run(case: &Case) -> Result<(), String> {
     watched.step(&Op::Remount, &Ok(crate::reference::Reply::Done), &reference).map_err(|e| format!("mounted again: {e}"))?;
     drop(watched);
     check_changes(&union, &before, &reference)?;
-    union.settle()?;
+    union.unmount()?;
     drop(union);
-    layers.lock().unwrap().check_settled()?;
-    let mut settled = system(&layers, case.keep);
-    Watched::new(&mut settled, &case.lowers).check(&reference).map_err(|e| format!("settled: {e}"))?;
-    check_changes(&settled, &before, &reference).map_err(|e| format!("settled: {e}"))?;
-    settled.unmount()?;
-    drop(settled);
     let finished = layers.lock().unwrap();
     finished.check()?;
     if case.lowers.is_empty() {
@@ -147,6 +131,7 @@ pub(crate) fn run(case: &Case) -> Result<(), String> {
         lowers: finished.lowers.clone(),
         digests: Vec::new(),
         in_place: false,
+        metacopy: case.metacopy,
     };
     let mut read_only = UnionSystem::new("read-only memory", case.keep, Box::new(move |_| below.union(false)));
     let mut watched = Watched::new(&mut read_only, &case.lowers);

@@ -130,7 +130,25 @@ impl Plain {
         if matches!(at.kind()?, Kind::Fifo | Kind::Socket | Kind::Char | Kind::Block) {
             return Err(Errno::NXIO);
         }
-        at.open(OFlags::WRONLY)
+        self.open_quietly(&at, OFlags::WRONLY)
+    }
+
+    /// open(2), which without O_TRUNC changes no time of modification: a filesystem that may do so has it put back.
+    fn open_quietly(&self, at: &At, flags: OFlags) -> Result<OwnedFd, Errno> {
+        if flags.contains(OFlags::TRUNC) || !divergences::opens_with_a_new_mtime(self.name) {
+            return at.open(flags);
+        }
+        let (fd, name, follow) = at.args();
+        let before = rustix::fs::statat(fd, name, follow)?;
+        let opened = at.open(flags)?;
+        let after = rustix::fs::fstat(&opened)?;
+        if (before.st_mtime, before.st_mtime_nsec) != (after.st_mtime, after.st_mtime_nsec) {
+            let nsec = rustix::fs::Nsecs::try_from(before.st_mtime_nsec).unwrap();
+            let mtime = rustix::fs::Timespec { tv_sec: before.st_mtime, tv_nsec: nsec };
+            let omit = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT };
+            rustix::fs::futimens(&opened, &rustix::fs::Timestamps { last_access: omit, last_modification: mtime })?;
+        }
+        Ok(opened)
     }
 
     /// The names in an open directory, sorted, without the dots.
@@ -156,7 +174,8 @@ impl Plain {
             Op::Create { at, mode, excl, trunc, slot } => {
                 let (dir, name) = self.parent(at)?;
                 let mut flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                match At::Name(dir.try_clone().unwrap(), name.clone()).kind() {
+                let there = At::Name(dir.try_clone().unwrap(), name.clone());
+                match there.kind() {
                     Ok(Kind::Fifo | Kind::Char) if !excl => return Err(Errno::NXIO),
                     // Without O_CREAT: in directories like /tmp that would be up to the sysctls fs.protected_*.
                     Ok(Kind::File | Kind::Symlink) if !excl => {}
@@ -164,7 +183,11 @@ impl Plain {
                 }
                 flags.set(OFlags::EXCL, *excl);
                 flags.set(OFlags::TRUNC, *trunc);
-                let fd = rustix::fs::openat(&dir, &name[..], flags, Mode::from_raw_mode(*mode))?;
+                let fd = if flags.contains(OFlags::CREATE) {
+                    rustix::fs::openat(&dir, &name[..], flags, Mode::from_raw_mode(*mode))?
+                } else {
+                    self.open_quietly(&there, flags)?
+                };
                 if let Some(slot) = slot {
                     self.fill(*slot, fd, false, true);
                 }
@@ -176,7 +199,7 @@ impl Plain {
                 }
                 let mut flags = if *write { OFlags::RDWR } else { OFlags::RDONLY };
                 flags.set(OFlags::TRUNC, *trunc);
-                let fd = at.open(flags)?;
+                let fd = self.open_quietly(&at, flags)?;
                 self.fill(*slot, fd, false, *write);
             }
             Op::Hold { at, slot } => {

@@ -65,9 +65,11 @@ fn candidates(case: &Case) -> Vec<Case> {
             }
         }
     }
-    for (keep, devices) in [(false, case.devices), (case.keep, false)] {
-        if (keep, devices) != (case.keep, case.devices) {
-            all.push(Case { keep, devices, ..case.clone() });
+    for (keep, devices, metacopy) in
+        [(false, case.devices, case.metacopy), (case.keep, false, case.metacopy), (case.keep, case.devices, false)]
+    {
+        if (keep, devices, metacopy) != (case.keep, case.devices, case.metacopy) {
+            all.push(Case { keep, devices, metacopy, ..case.clone() });
         }
     }
     for (index, op) in case.ops.iter().enumerate() {

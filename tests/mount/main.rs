@@ -5,7 +5,6 @@
 //! | `data` | readers and writers of one file, mappings, unlinked and replaced files, holes |
 //! | `copy_up` | what a copy-up keeps, and what is left when it fails or is killed |
 //! | `names` | deleted and made again, renamed, linked, whited out |
-//! | `links` | hard links of lower files: counted, linked, removed, stacked, over kills and several layers |
 //! | `listing` | directories read while they change, numbers of inodes |
 //! | `rights` | setuid, ACLs, setgid directories, umask, xattrs: as a plain directory has them |
 //! | `uses` | locks, programs, sockets, pipes |
@@ -19,7 +18,6 @@ mod copy_up;
 mod data;
 mod lab;
 mod life;
-mod links;
 mod listing;
 mod names;
 mod rights;

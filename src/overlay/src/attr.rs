@@ -83,10 +83,11 @@ impl<T: UpperTree> Union<T> {
                 }
             }
         };
-        // What was read while resolving is good for what no other lock guards, and while nothing was copied up in between.
+        // What was read while resolving is good for what no other lock guards, and while nothing was copied up in between, nor any data came.
         let attr = match stat {
             Some(stat)
                 if !matches!(inode.kind, Kind::Dir | Kind::Char)
+                    && inode.took_no_data()
                     && inode.upper_id.get().is_none_or(|id| *id == crate::backend::ObjectId::of(&stat)) =>
             {
                 self.attr_with(&inode, stat)
@@ -113,7 +114,14 @@ impl<T: UpperTree> Union<T> {
         // A directory's mtime is put back after a copy-up below it, under the DIR lock: shared, nobody sees it in between.
         let _dir = inode.dir.as_deref().map(|part| part.state.read());
         let (layer, node) = self.top(inode)?;
-        let mut stat = layer.tree.stat(node).attempt("stat")?;
+        let mut stat = loop {
+            let turn = inode.arrival.turn();
+            let mut stat = layer.tree.stat(node).attempt("stat")?;
+            if inode.arrival.veil(turn, &mut stat) {
+                break stat;
+            }
+        };
+        self.count_blocks(inode, &mut stat)?;
         if self.is_escaped_device(layer, node, &stat)? {
             stat.rdev = WHITEOUT_RDEV;
         }
@@ -148,9 +156,14 @@ impl<T: UpperTree> Union<T> {
             (Some(_), Kind::Dir) => return Err(Error::IsDir),
             (Some(_), _) => return Err(Error::Invalid("size of a special file")),
         }
-        let content = if set.size == Some(0) { Content::Empty } else { Content::Whole };
+        let content = match set.size {
+            None => Content::Metadata,
+            Some(0) => Content::Empty,
+            Some(_) => Content::Whole,
+        };
         let file = self.copy_up(&inode, content)?;
         {
+            let _still = inode.while_data_stays();
             let _dir = inode.dir.as_deref().map(|part| part.state.write());
             let tree = &self.upper()?.tree;
             let node = self.upper_node(&inode)?;
@@ -222,8 +235,8 @@ impl<T: UpperTree> Union<T> {
         layer.tree.statfs().attempt("statfs")
     }
 
-    /// Whether a change of this inode may take long: it, or a directory above it, is not in the upper yet.
+    /// Whether a change of this inode may take long: it, its data or a directory above it is not in the upper yet.
     pub fn may_copy_up(&self, ino: Ino) -> bool {
-        !self.is_read_only() && self.table.get(ino).is_some_and(|inode| inode.upper.get().is_none())
+        !self.is_read_only() && self.table.get(ino).is_some_and(|inode| inode.upper_with_data().is_none())
     }
 }

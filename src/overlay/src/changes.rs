@@ -2,32 +2,26 @@
 //!
 //! The upper selects the candidates, so that the cost is in the changes. Where a directory is opaque or redirected, both views of it are compared
 //! name by name: the merged one, and the one that the lowers alone would show under the same path.
-//!
-//! One thing the upper does not select: further names of a hard-linked lower file whose copy is in the index, of which the upper tree holds other names or none.
-//! Only if there may be such names, all directories are read until they are found.
 
+use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashMap, HashSet};
 
 use plyfs_format::{Change, ChangeKind, shown_xattr};
 use plyfs_sys::stat::{Kind, Stat, Time};
 
-use crate::backend::{ObjectId, Tree, UpperTree};
+use crate::backend::{Tree, UpperTree};
+use crate::data::Far;
 use crate::error::{Attempt, Result};
 use crate::layer::{Layer, LayerStack, LowerObject};
-use crate::links::Indexed;
 use crate::name::Name;
-use crate::readdir::{MergedName, Source};
 use crate::resolve::Resolved;
 use crate::union::{Behaviour, Union};
-
-/// The one xattr that counts unless asked for more: file capabilities (as docker's diff has it).
-const CAPABILITY: &[u8] = b"security.capability";
+use crate::xattr::CAPABILITY;
 
 /// What counts as a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ChangeOptions {
-    /// Every xattr that users see, not only `security.capability`.
+    /// Every xattr that users see, not only `security.capability` (the one that counts in docker's diff).
     pub xattrs: bool,
 }
 
@@ -56,35 +50,19 @@ struct Seen<'a, T: Tree> {
     node: T::Node,
     stat: Stat,
     from_upper: bool,
+    /// It is no metacopy: the data is in it, not in the last of `lowers`.
+    has_data: bool,
     upper: Option<T::Node>,
     lowers: Vec<LowerObject<T>>,
+    far: Option<Box<Far<T>>>,
     redirected: bool,
-    /// The upper object shows, and the upper directory does not hold it here: a hard link that only the index knows of.
-    alias: bool,
 }
 
-struct Walk<T: UpperTree> {
+struct Walk {
     found: BTreeMap<Vec<u8>, ChangeKind>,
-    aliases: Aliases<T>,
 }
 
-/// The names of hard-linked lower files that show an upper object and are not in the upper tree.
-struct Aliases<T: UpperTree> {
-    /// The upper objects, by the lower one.
-    objects: HashMap<ObjectId, (T::Node, Stat)>,
-    /// Some lower objects are not known: every name may be one.
-    all: bool,
-    /// How many names are to be found. Never reached where layers hide some.
-    left: i64,
-}
-
-impl<T: UpperTree> Aliases<T> {
-    fn is_wanted(&self, entry: &MergedName) -> bool {
-        self.left > 0 && (entry.kind == Kind::Dir || self.all || self.objects.contains_key(&entry.id))
-    }
-}
-
-impl<T: UpperTree> Walk<T> {
+impl Walk {
     /// Notes a change, and that every directory above it is changed (`/` is never listed).
     fn note(&mut self, path: &[u8], kind: ChangeKind) {
         self.found.insert(path.to_vec(), kind);
@@ -105,7 +83,7 @@ impl<T: UpperTree> Union<T> {
     ///
     /// Errors: those of the layers. Without an upper layer nothing changed.
     pub fn changes(&self, options: &ChangeOptions) -> Result<Vec<Change>> {
-        let mut walk = Walk { found: BTreeMap::new(), aliases: self.aliases()? };
+        let mut walk = Walk { found: BTreeMap::new() };
         let lowers = self.root.lowers.to_vec();
         let upper = self.root.upper.get().cloned();
         // A loop, not recursion: the depth of the tree is not ours to choose.
@@ -116,13 +94,12 @@ impl<T: UpperTree> Union<T> {
         Ok(walk.found.into_iter().map(|(path, kind)| Change { kind, path }).collect())
     }
 
-    fn compare_dir(&self, pair: &Pair<T>, options: &ChangeOptions, walk: &mut Walk<T>, todo: &mut Vec<Pair<T>>) -> Result<()> {
-        for name in self.candidates(pair, &walk.aliases)? {
+    fn compare_dir(&self, pair: &Pair<T>, options: &ChangeOptions, walk: &mut Walk, todo: &mut Vec<Pair<T>>) -> Result<()> {
+        for name in self.candidates(pair)? {
             let mut path = pair.path.clone();
             path.push(b'/');
             path.extend_from_slice(&name);
-            let now = self.seen_now(pair, &name, &walk.aliases)?;
-            walk.aliases.left -= i64::from(now.as_ref().is_some_and(|now| now.alias));
+            let now = self.seen_now(pair, &name)?;
             let before = self.seen_before(pair, &name)?;
             match (now, before) {
                 (None, None) => {}
@@ -143,7 +120,7 @@ impl<T: UpperTree> Union<T> {
                     // A file that became a directory: everything in it is new.
                     let old = if before.stat.kind == Kind::Dir { before.lowers } else { Vec::new() };
                     let plain = pair.plain && !now.redirected && self.same_lowers(&now.lowers, &old)?;
-                    if now.upper.is_none() && plain && walk.aliases.left <= 0 {
+                    if now.upper.is_none() && plain {
                         continue;
                     }
                     todo.push(Pair { path, upper: now.upper, merged: now.lowers, before: old, plain });
@@ -154,17 +131,12 @@ impl<T: UpperTree> Union<T> {
     }
 
     /// The names that may differ: the upper's own, and all of both views where the directory is not where it was.
-    fn candidates(&self, pair: &Pair<T>, aliases: &Aliases<T>) -> Result<Vec<Name>> {
+    fn candidates(&self, pair: &Pair<T>) -> Result<Vec<Name>> {
         let mut names: Vec<Name> = Vec::new();
         if pair.plain {
-            if let (Some(layer), Some(node)) = (&self.stack.upper, &pair.upper) {
-                let entries = layer.tree.read_dir(node).attempt("read the upper directory")?;
-                names.extend(entries.iter().filter_map(|entry| Name::new(&entry.name).ok()));
-            }
-            if aliases.left > 0 {
-                let merged = self.merged_names(pair.upper.as_ref(), &pair.merged)?;
-                names.extend(merged.into_iter().filter(|entry| entry.source == Source::Lower && aliases.is_wanted(entry)).map(|e| e.name));
-            }
+            let (Some(layer), Some(node)) = (&self.stack.upper, &pair.upper) else { return Ok(names) };
+            let entries = layer.tree.read_dir(node).attempt("read the upper directory")?;
+            names.extend(entries.iter().filter_map(|entry| Name::new(&entry.name).ok()));
             return Ok(names);
         }
         names.extend(self.merged_names(pair.upper.as_ref(), &pair.merged)?.into_iter().map(|entry| entry.name));
@@ -174,55 +146,8 @@ impl<T: UpperTree> Union<T> {
         Ok(names)
     }
 
-    /// The objects whose names may not all be in the upper tree: from the index, or without it from the marks of the names that are there.
-    fn aliases(&self) -> Result<Aliases<T>> {
-        let mut aliases = Aliases { objects: HashMap::new(), all: false, left: 0 };
-        let Some(layer) = &self.stack.upper else { return Ok(aliases) };
-        let objects = if layer.tree.index().is_some() { self.index_entries()? } else { self.marked_objects(layer)? };
-        for object in objects.into_iter().filter(|object| object.outside() > 0) {
-            aliases.left += object.outside();
-            match object.lower {
-                Some((id, _)) => drop(aliases.objects.insert(id, (object.node, object.stat))),
-                None => aliases.all = true,
-            }
-        }
-        Ok(aliases)
-    }
-
-    /// The objects of the upper tree that bear the mark of the index.
-    fn marked_objects(&self, layer: &Layer<T>) -> Result<Vec<Indexed<T>>> {
-        let mut found = Vec::new();
-        let mut known = HashSet::new();
-        let mut todo = vec![layer.tree.root()];
-        while let Some(dir) = todo.pop() {
-            for entry in layer.tree.read_dir(&dir).attempt("read the upper directory")? {
-                let Ok(name) = Name::new(&entry.name) else { continue };
-                let Some((node, stat)) = layer.tree.lookup(&dir, &name).attempt("look up in the upper layer")? else { continue };
-                if stat.kind == Kind::Dir {
-                    todo.push(node);
-                } else if stat.nlink > 1 && known.insert(ObjectId::of(&stat)) {
-                    let marks = self.marks(layer, &node)?;
-                    if let (Some(_), Some(origin)) = (marks.nlink, marks.origin) {
-                        found.push(self.indexed_object(Name::new(origin.index_name())?, &origin, node, stat)?);
-                    }
-                }
-            }
-        }
-        Ok(found)
-    }
-
-    fn seen_now(&self, pair: &Pair<T>, name: &Name, aliases: &Aliases<T>) -> Result<Option<Seen<'_, T>>> {
+    fn seen_now(&self, pair: &Pair<T>, name: &Name) -> Result<Option<Seen<'_, T>>> {
         let Resolved::Found(found) = self.resolve_parts(pair.upper.as_ref(), &pair.merged, name)? else { return Ok(None) };
-        let mut found = *found;
-        // An upper that is looked at without its index.
-        if found.new.upper.is_none()
-            && found.new.kind != Kind::Dir
-            && let Some((node, stat)) = aliases.objects.get(&found.new.origin)
-        {
-            found.new.upper = Some((node.clone(), ObjectId::of(stat)));
-            found.stat = *stat;
-        }
-        let alias = found.new.kind != Kind::Dir && found.new.upper.is_some() && !found.upper_here;
         let redirected = found.new.redirect.is_some();
         let upper = found.new.upper.map(|(node, _)| node);
         let seen = match (&upper, found.new.lowers.first()) {
@@ -231,40 +156,44 @@ impl<T: UpperTree> Union<T> {
                 node: node.clone(),
                 stat: found.stat,
                 from_upper: true,
+                has_data: found.new.upper_data,
                 upper: None,
                 lowers: Vec::new(),
+                far: None,
                 redirected,
-                alias,
             },
             (None, Some(lower)) => Seen {
                 layer: self.lower_layer(lower.layer)?,
                 node: lower.node.clone(),
                 stat: found.stat,
                 from_upper: false,
+                has_data: found.new.lowers.len() < 2 && found.new.far.is_none(),
                 upper: None,
                 lowers: Vec::new(),
+                far: None,
                 redirected,
-                alias,
             },
             (None, None) => return Ok(None),
         };
-        Ok(Some(Seen { upper, lowers: found.new.lowers, ..seen }))
+        Ok(Some(Seen { upper, lowers: found.new.lowers, far: found.new.far, ..seen }))
     }
 
     fn seen_before(&self, pair: &Pair<T>, name: &Name) -> Result<Option<Seen<'_, T>>> {
-        let found = self.lookup_lowers(&pair.before, name, false)?;
+        let mut found = self.lookup_lowers(&pair.before, name, false)?;
+        self.follow_data(&mut found, &pair.before, name)?;
         let (Some(stat), Some(top)) = (found.stat, found.objects.first()) else { return Ok(None) };
         let seen = Seen {
             layer: self.lower_layer(top.layer)?,
             node: top.node.clone(),
             stat,
             from_upper: false,
+            has_data: found.objects.len() < 2 && found.far.is_none(),
             upper: None,
             lowers: Vec::new(),
+            far: None,
             redirected: false,
-            alias: false,
         };
-        Ok(Some(Seen { lowers: found.objects, ..seen }))
+        Ok(Some(Seen { lowers: found.objects, far: found.far, ..seen }))
     }
 
     fn same_lowers(&self, a: &[LowerObject<T>], b: &[LowerObject<T>]) -> Result<bool> {
@@ -327,11 +256,28 @@ impl<T: UpperTree> Union<T> {
         Ok(shown)
     }
 
+    /// Where the data of a file is.
+    fn seen_data<'a>(&'a self, seen: &'a Seen<'_, T>) -> Result<(&'a T, &'a T::Node)> {
+        let lower = match &seen.far {
+            _ if seen.has_data => None,
+            Some(far) => Some(self.find_far(far)?),
+            None => seen.lowers.last(),
+        };
+        match lower {
+            Some(lower) => Ok((&self.lower_layer(lower.layer)?.tree, &lower.node)),
+            None => Ok((&seen.layer.tree, &seen.node)),
+        }
+    }
+
     fn content_differs(&self, now: &Seen<'_, T>, before: &Seen<'_, T>) -> Result<bool> {
         const CHUNK: usize = 128 * 1024;
-        let (a, b) = (&now.layer.tree, &before.layer.tree);
-        let file_a = a.open(&now.node).attempt("open to compare")?;
-        let file_b = b.open(&before.node).attempt("open to compare")?;
+        let ((a, node_a), (b, node_b)) = (self.seen_data(now)?, self.seen_data(before)?);
+        if a.id(node_a) == b.id(node_b) {
+            // A metacopy whose data is the file's from before.
+            return Ok(false);
+        }
+        let file_a = a.open(node_a).attempt("open to compare")?;
+        let file_b = b.open(node_b).attempt("open to compare")?;
         let (mut buf_a, mut buf_b) = (vec![0; CHUNK], vec![0; CHUNK]);
         let mut offset = 0;
         loop {

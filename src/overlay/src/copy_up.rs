@@ -24,6 +24,8 @@ use crate::union::{Event, Union};
 pub(crate) enum Content {
     /// All of it.
     Whole,
+    /// Nothing yet, if the union makes metacopies; else all of it. What is not a regular file is copied whole.
+    Metadata,
     /// Nothing: the caller truncates, and has it done with the copy-up.
     Empty,
 }
@@ -37,6 +39,8 @@ struct Staged<T: UpperTree> {
     stat: Stat,
     origin: Option<Origin>,
     content: Content,
+    /// It has the metacopy mark.
+    metacopy: bool,
 }
 
 /// How a commit ended.
@@ -48,7 +52,8 @@ enum Committed<T: UpperTree> {
 }
 
 impl<T: UpperTree> Union<T> {
-    /// Makes sure that the inode has an upper object. For a regular file that this very call copied, returns it open for reading and writing.
+    /// Makes sure that the inode has an upper object, with as much of its content as is asked for. For a regular file that this very call copied, returns it open for
+    /// reading and writing.
     ///
     /// Errors: EROFS without an upper layer; whatever a step of the copy answers; EIO if the lower file keeps changing.
     pub(crate) fn copy_up(&self, inode: &Arc<Inode<T>>, content: Content) -> Result<Option<T::File>> {
@@ -57,6 +62,9 @@ impl<T: UpperTree> Union<T> {
         loop {
             if inode.upper.get().is_some() {
                 self.discard(staged)?;
+                if content != Content::Metadata && inode.lacks_data() {
+                    return self.bring_data(inode, content);
+                }
                 return Ok(None);
             }
             let place = inode.a_name();
@@ -131,7 +139,7 @@ impl<T: UpperTree> Union<T> {
                 (node, None, Some(temp))
             }
         };
-        let mut staged = Staged { node, file, temp, stat, origin: None, content };
+        let mut staged = Staged { node, file, temp, stat, origin: None, content, metacopy: false };
         match self.fill(inode, &mut staged) {
             Ok(()) => Ok(staged),
             Err(error) => {
@@ -144,12 +152,20 @@ impl<T: UpperTree> Union<T> {
     /// Data, owner, xattrs, origin mark, mode, times, fsync: in this order, so that no step undoes an earlier one.
     fn fill(&self, inode: &Inode<T>, staged: &mut Staged<T>) -> Result<()> {
         let lower = inode.lowers.first().ok_or(Error::Stale("nothing to copy up"))?;
-        let Layer { tree: from, dialect } = self.lower_layer(lower.layer)?;
+        let Layer { tree: from, dialect, .. } = self.lower_layer(lower.layer)?;
         let upper = self.upper()?;
-        if let Some(file) = &staged.file
-            && staged.content == Content::Whole
-        {
-            staged.stat = self.copy_content(from, &lower.node, file, staged.stat)?;
+        if let Some(file) = &staged.file {
+            match staged.content {
+                Content::Empty => {}
+                Content::Metadata if self.becomes_metacopy(&staged.node, &staged.stat)? => {
+                    upper.tree.truncate(file, staged.stat.size).attempt("size a metacopy")?;
+                    staged.metacopy = true;
+                }
+                Content::Whole | Content::Metadata => {
+                    let restart = || upper.tree.truncate(file, 0).attempt("truncate the copy");
+                    staged.stat = self.copy_content(inode, file, staged.stat, &restart)?;
+                }
+            }
         }
         let stat = &staged.stat;
         let to = &upper.tree;
@@ -195,19 +211,30 @@ impl<T: UpperTree> Union<T> {
         Ok(())
     }
 
-    /// Copies the data and makes sure that it is what the lower file held at one moment; returns the metadata of that moment.
-    fn copy_content(&self, from: &T, node: &T::Node, file: &T::File, mut stat: Stat) -> Result<Stat> {
+    /// Copies the lower data and makes sure that it is what the lower file held at one moment. `stat` is the metadata of the object that shows; returns that of the
+    /// moment. `restart` makes the target as it was before.
+    pub(crate) fn copy_content(&self, inode: &Inode<T>, file: &T::File, mut stat: Stat, restart: &dyn Fn() -> Result<()>) -> Result<Stat> {
         const ATTEMPTS: usize = 3;
         let to = &self.upper()?.tree;
+        let lower = self.lower_data(inode)?.ok_or(Error::Stale("nothing to copy up"))?;
+        let from = &self.lower_layer(lower.layer)?.tree;
+        let (dev, ino) = (stat.dev, stat.ino);
         for _ in 0..ATTEMPTS {
-            let source = from.open(node).attempt("open the lower file")?;
-            let copied = to.copy_data(&source, file, stat.size).attempt("copy data up")?;
-            let after = from.stat_file(&source).attempt("stat the lower file")?;
-            if copied == stat.size && after.size == stat.size && after.mtime == stat.mtime {
-                return Ok(after);
+            let source = from.open(&lower.node).attempt("open the lower file")?;
+            let before = from.stat_file(&source).attempt("stat the lower file")?;
+            let own = (before.dev, before.ino) == (dev, ino);
+            if !own && before.size != stat.size {
+                return Err(Error::Damaged(format!("metacopy of {} bytes whose data has {}", stat.size, before.size)));
             }
-            to.truncate(file, 0).attempt("truncate the copy")?;
-            stat = after;
+            let copied = to.copy_data(&source, file, before.size).attempt("copy data up")?;
+            let after = from.stat_file(&source).attempt("stat the lower file")?;
+            if own {
+                stat = after;
+            }
+            if copied == before.size && after.size == before.size && after.mtime == before.mtime {
+                return Ok(stat);
+            }
+            restart()?;
         }
         Err(Error::Layer { op: "copy up: the lower file changes all the time", errno: Errno::IO })
     }
@@ -232,7 +259,7 @@ impl<T: UpperTree> Union<T> {
             return Err(error);
         }
         let id = tree.id(&staged.node);
-        inode.publish_upper(staged.node, id);
+        inode.publish_upper(staged.node, id, !staged.metacopy);
         parent.renumber();
         self.tell(Event::Attributes(inode.ino));
         self.tell(Event::Attributes(parent.ino));
@@ -267,7 +294,7 @@ impl<T: UpperTree> Union<T> {
             inode.count_links(&staged.stat, 0);
         }
         let id = tree.id(&staged.node);
-        inode.publish_upper(staged.node, id);
+        inode.publish_upper(staged.node, id, !staged.metacopy);
         self.tell(Event::Attributes(inode.ino));
         Ok(Committed::Done(staged.file))
     }
@@ -288,7 +315,6 @@ impl<T: UpperTree> Union<T> {
     fn commit_indexed(&self, inode: &Inode<T>, staged: &Staged<T>, index: &(T::Node, Name), at: Option<Place<'_, T::Node>>) -> Result<()> {
         let tree = &self.upper()?.tree;
         let indexed = Place { dir: &index.0, name: &index.1 };
-        let _links = inode.links.lock();
         self.write_nlink(&staged.node, Nlink::Lower(inode.nlink_delta.load(Ordering::Relaxed)))?;
         self.place_staged(staged, indexed)?;
         if let Some(at) = at
@@ -306,8 +332,15 @@ impl<T: UpperTree> Union<T> {
         Ok(())
     }
 
+    /// Writes how many links the union shows.
+    pub(crate) fn write_nlink(&self, node: &T::Node, mark: Nlink) -> Result<()> {
+        let layer = self.upper()?;
+        let Some(name) = plyfs_format::xattr_name(layer.dialect, MarkKind::Nlink) else { return Ok(()) };
+        layer.tree.set_xattr(node, name, &mark.encode(), XattrMode::Any).attempt("write the nlink mark")
+    }
+
     /// Where the index keeps the upper object of a hard-linked lower one; none for other objects.
-    pub(crate) fn index_place(&self, inode: &Inode<T>, stat: &Stat) -> Result<Option<(T::Node, Name)>> {
+    fn index_place(&self, inode: &Inode<T>, stat: &Stat) -> Result<Option<(T::Node, Name)>> {
         match inode.lowers.first() {
             Some(lower) if inode.kind != Kind::Dir && stat.nlink > 1 => self.index_name(lower),
             _ => Ok(None),

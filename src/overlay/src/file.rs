@@ -116,8 +116,9 @@ impl<T: UpperTree> Handles<T> {
     fn current(&self, union: &Union<T>, id: HandleId) -> Result<Current<T>> {
         let handle = self.get(id)?;
         let Handle::File { inode, file, on_upper, .. } = &*handle else { return Err(Error::BadHandle) };
+        // Not for the metacopy of a file: its data comes later.
         if !on_upper.load(Ordering::Acquire)
-            && let Some(node) = inode.upper.get()
+            && let Some(node) = inode.upper_with_data()
         {
             // By the published object, never by the name that was opened. Two readers may both open it; the second one wins, and both are right.
             let opened = union.upper()?.tree.open(node).attempt("reopen on the upper layer")?;
@@ -169,8 +170,7 @@ impl<T: UpperTree> Union<T> {
         if flags.write || flags.truncate {
             return self.open_write(caller, inode, flags.truncate);
         }
-        let (layer, node) = self.top(&inode)?;
-        let on_upper = inode.upper.get().is_some_and(|upper| std::ptr::eq(upper, node));
+        let (layer, node, on_upper) = self.data_of(&inode)?;
         let file = layer.tree.open(node).attempt("open")?;
         Ok(self.handles.insert_reader(inode, file, on_upper, flags.exec))
     }
@@ -208,7 +208,7 @@ impl<T: UpperTree> Union<T> {
         if on_upper {
             return Ok(&self.upper()?.tree);
         }
-        let lower = inode.lowers.first().ok_or(Error::Stale("a handle on no layer"))?;
+        let lower = self.lower_data(inode)?.ok_or(Error::Stale("a handle on no layer"))?;
         Ok(&self.lower_layer(lower.layer)?.tree)
     }
 
@@ -233,15 +233,18 @@ impl<T: UpperTree> Union<T> {
         Ok(written)
     }
 
-    /// fsync(2) or fdatasync(2). A file that was never copied up has nothing to write.
+    /// fsync(2) or fdatasync(2). A file that was never copied up has nothing to write; of a metacopy that is the metadata.
     ///
     /// Errors: EBADF; the upper's errors.
     pub fn fsync(&self, handle: HandleId, data_only: bool) -> Result<()> {
-        let (_inode, file, on_upper) = self.handles.current(self, handle)?;
-        if !on_upper {
-            return Ok(());
+        let (inode, file, on_upper) = self.handles.current(self, handle)?;
+        if on_upper {
+            return self.upper()?.tree.sync(&file, data_only).attempt("fsync");
         }
-        self.upper()?.tree.sync(&file, data_only).attempt("fsync")
+        let Some(node) = inode.upper.get() else { return Ok(()) };
+        let tree = &self.upper()?.tree;
+        let file = tree.open(node).attempt("open a metacopy")?;
+        tree.sync(&file, data_only).attempt("fsync a metacopy")
     }
 
     /// fsync(2) of a directory.

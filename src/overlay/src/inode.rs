@@ -14,9 +14,10 @@ use plyfs_format::Redirect;
 use plyfs_sys::stat::{Kind, Stat};
 
 use crate::backend::{ObjectId, Tree};
+use crate::data::{Arrival, Far};
 use crate::ino::{Ino, InoMap, RESERVED};
 use crate::layer::LowerObject;
-use crate::lock::{COPY, DIR, LEAF, LINKS, LISTING, Ranked, RankedRw};
+use crate::lock::{COPY, DIR, LEAF, LISTING, Ranked, RankedRw};
 use crate::name::Name;
 use crate::readdir::Listing;
 use crate::resolve::Links;
@@ -51,12 +52,19 @@ pub(crate) struct Inode<T: Tree> {
     pub(crate) kind: Kind,
     /// The identity that `ino` comes from. Immutable.
     pub(crate) origin: ObjectId,
-    /// For a directory all merged lower directories, topmost first; else the one lower object, or none. Immutable.
+    /// For a directory all merged lower directories, topmost first; else the one lower object, or none. For a file the first has the metadata and the last the
+    /// data: two where the first is a metacopy. Immutable.
     pub(crate) lowers: Box<[LowerObject<T>]>,
+    /// The data of the last lower object, if that is a metacopy that leads into a data-only layer. Immutable.
+    pub(crate) far: Option<Box<Far<T>>>,
     /// The upper object; written once, by copy-up or at creation.
     pub(crate) upper: OnceLock<T::Node>,
     /// Identity of the upper object; set together with it.
     pub(crate) upper_id: OnceLock<ObjectId>,
+    /// The upper object holds the data, too; else it is a metacopy, and the data is the lower's. Never false again once it is true.
+    pub(crate) upper_data: AtomicBool,
+    /// Data on its way into a metacopy of the upper.
+    pub(crate) arrival: Arrival,
     /// `lowers` merge no more: the directory was removed, or emptied and made opaque, to be replaced by a rename.
     pub(crate) cut: AtomicBool,
     /// Where it is: one entry per known name. Changed only under the DIR lock of that parent.
@@ -65,8 +73,6 @@ pub(crate) struct Inode<T: Tree> {
     pub(crate) copy: Ranked<COPY, ()>,
     /// What is to be added to the link count of the object that serves `stat`: names that were removed by a whiteout over a lower hard link.
     pub(crate) nlink_delta: AtomicI64,
-    /// The LINKS lock: held while the upper object's own count of links and what is added to it change, for what is in the index.
-    pub(crate) links: Ranked<LINKS, ()>,
     /// Handles that were opened to execute it.
     pub(crate) executed: AtomicU32,
     /// Its copy is in the index of hard links.
@@ -90,10 +96,11 @@ impl<T: Tree> Inode<T> {
         self.cut.store(true, Ordering::Release);
     }
 
-    /// Publishes the upper object. The caller holds the COPY lock and has seen that there is none.
-    pub(crate) fn publish_upper(&self, node: T::Node, id: ObjectId) {
-        // The identity first: who sees the node must find its identity.
+    /// Publishes the upper object; `data`: it is no metacopy. The caller holds the COPY lock and has seen that there is none.
+    pub(crate) fn publish_upper(&self, node: T::Node, id: ObjectId, data: bool) {
+        // The node last: who sees it must find its identity, and whether it holds the data.
         self.upper_id.get_or_init(|| id);
+        self.upper_data.store(data, Ordering::Release);
         self.upper.get_or_init(|| node);
     }
 
@@ -177,15 +184,11 @@ struct Slot<T: Tree> {
     lookups: u64,
 }
 
-/// What was resolved has no upper object, or the live inode's. A different one (copied origin marks, two redirects to one directory) is another object. What the index
-/// has of a live inode without an upper object is being copied up: in the index already, and not published yet.
+/// What was resolved has no upper object, or the live inode's. A different one (copied origin marks, two redirects to one directory) is another object.
 fn same_upper<T: Tree>(live: &Inode<T>, wanted: &NewInode<T>) -> bool {
     match &wanted.upper {
         None => true,
-        Some((_, id)) => match live.upper_id.get() {
-            Some(live) => live == id,
-            None => wanted.links.is_some_and(|links| links.alias),
-        },
+        Some((_, id)) => live.upper_id.get() == Some(id),
     }
 }
 
@@ -194,11 +197,22 @@ pub(crate) struct NewInode<T: Tree> {
     pub(crate) kind: Kind,
     pub(crate) origin: ObjectId,
     pub(crate) lowers: Vec<LowerObject<T>>,
+    /// Where the data is, if it is in a data-only layer.
+    pub(crate) far: Option<Box<Far<T>>>,
     /// The upper object and its identity.
     pub(crate) upper: Option<(T::Node, ObjectId)>,
+    /// The upper object is no metacopy.
+    pub(crate) upper_data: bool,
     pub(crate) redirect: Option<Redirect>,
     /// It is in the index of hard links.
     pub(crate) links: Option<Links>,
+}
+
+impl<T: Tree> NewInode<T> {
+    /// An object that was made in the upper.
+    pub(crate) fn made(kind: Kind, node: T::Node, id: ObjectId) -> Self {
+        Self { kind, origin: id, lowers: Vec::new(), far: None, upper: Some((node, id)), upper_data: true, redirect: None, links: None }
+    }
 }
 
 /// The inodes in use, by number.
@@ -303,13 +317,15 @@ impl<T: Tree> Table<T> {
             kind: new.kind,
             origin: new.origin,
             lowers: new.lowers.into_boxed_slice(),
+            far: new.far,
             upper,
             upper_id,
+            upper_data: AtomicBool::new(new.upper_data),
+            arrival: Arrival::default(),
             cut: AtomicBool::new(false),
             names: Ranked::default(),
             copy: Ranked::default(),
             nlink_delta: AtomicI64::new(0),
-            links: Ranked::default(),
             executed: AtomicU32::new(0),
             indexed: AtomicBool::new(false),
             nameless: AtomicBool::new(false),

@@ -10,12 +10,19 @@ pub struct Layer<T> {
     pub tree: T,
     /// How whiteouts and other marks are written in this layer.
     pub dialect: Dialect,
+    /// The layer does not merge: it is asked only for the data of metacopy files, by absolute redirects (`datadir+` of kernel overlayfs).
+    pub data_only: bool,
 }
 
 impl<T> Layer<T> {
     /// A layer whose marks are in the Trusted dialect (what kernel overlayfs writes as root).
     pub fn trusted(tree: T) -> Self {
-        Self { tree, dialect: Dialect::Trusted }
+        Self { tree, dialect: Dialect::Trusted, data_only: false }
+    }
+
+    /// A layer that holds the data of metacopy files and nothing else. Marks in it mean nothing.
+    pub fn data_only(tree: T) -> Self {
+        Self { data_only: true, ..Self::trusted(tree) }
     }
 }
 
@@ -23,7 +30,7 @@ impl<T> Layer<T> {
 pub struct LayerStack<T> {
     /// The writable layer; none makes a read-only union.
     pub upper: Option<Layer<T>>,
-    /// The read-only layers, topmost first.
+    /// The read-only layers, topmost first, and below all others those that are data-only.
     pub lowers: Box<[Layer<T>]>,
 }
 

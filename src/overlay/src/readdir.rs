@@ -332,8 +332,8 @@ pub(crate) enum Source {
 pub(crate) struct MergedName {
     pub(crate) name: Name,
     pub(crate) kind: Kind,
-    pub(crate) id: ObjectId,
-    pub(crate) source: Source,
+    id: ObjectId,
+    source: Source,
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use plyfs_format::{ESCAPED_WHITEOUT_RDEV, MarkKind, Nlink, Opaque, Origin, Redir
 use plyfs_sys::stat::{Kind, Stat};
 
 use crate::backend::{Handle, ObjectId, Tree, UpperTree};
+use crate::data::Far;
 use crate::error::{Attempt, Error, Result};
 use crate::inode::{Inode, NewInode};
 use crate::layer::{Layer, LowerIndex, LowerObject};
@@ -35,8 +36,15 @@ pub(crate) struct Marks {
 pub(crate) struct Links {
     /// To be added to the upper object's own count.
     pub(crate) delta: i64,
-    /// The index has the object for a lower name; the upper directory does not hold it there.
-    pub(crate) alias: bool,
+}
+
+/// The copy of a hard-linked lower object in the index.
+struct Indexed<T: Tree> {
+    node: T::Node,
+    stat: Stat,
+    links: Links,
+    /// It is no metacopy.
+    has_data: bool,
 }
 
 /// What a name means.
@@ -69,6 +77,8 @@ impl<T: Tree> Resolved<T> {
 pub(crate) struct LowerFound<T: Tree> {
     /// The object, or all directories that merge. Empty: nothing.
     pub(crate) objects: Vec<LowerObject<T>>,
+    /// The data of a file, if it is in a data-only layer.
+    pub(crate) far: Option<Box<Far<T>>>,
     /// Metadata of the topmost one.
     pub(crate) stat: Option<Stat>,
 }
@@ -128,9 +138,11 @@ impl<T: UpperTree> Union<T> {
 
     /// Looks a name up below merged lower directories, top-down. `want_dir`: a directory was found above, so only directories merge.
     ///
-    /// Errors: those of the layers (never taken for "not there"); a metacopy file, which this version does not represent.
+    /// A metacopy file is found as it is, without its data: see [`Union::follow_data`].
+    ///
+    /// Errors: those of the layers (never taken for "not there").
     pub(crate) fn lookup_lowers(&self, dirs: &[LowerObject<T>], name: &Name, want_dir: bool) -> Result<LowerFound<T>> {
-        let mut found = LowerFound { objects: Vec::new(), stat: None };
+        let mut found = LowerFound { objects: Vec::new(), far: None, stat: None };
         let mut name = name.clone();
         // What an absolute redirect finds below, in place of the remaining directories.
         let mut rest: Vec<LowerObject<T>> = Vec::new();
@@ -142,7 +154,6 @@ impl<T: UpperTree> Union<T> {
             }
             if stat.kind != Kind::Dir {
                 if found.objects.is_empty() && !want_dir {
-                    self.refuse_metacopy(layer, &node, &stat)?;
                     found.objects.push(LowerObject { layer: dir.layer, node, xwhiteouts: false });
                     found.stat = Some(stat);
                 }
@@ -171,7 +182,7 @@ impl<T: UpperTree> Union<T> {
     }
 
     /// The merged directories that hold the last name of an absolute redirect, in the layers below `above`, and that name.
-    fn lower_parents(&self, path: &[Vec<u8>], above: Option<LowerIndex>) -> Result<(Vec<LowerObject<T>>, Name)> {
+    pub(crate) fn lower_parents(&self, path: &[Vec<u8>], above: Option<LowerIndex>) -> Result<(Vec<LowerObject<T>>, Name)> {
         let Some((last, parents)) = path.split_last() else { return Err(Error::Damaged("empty redirect".into())) };
         let mut dirs: Vec<LowerObject<T>> =
             self.root.lowers.iter().filter(|root| above.is_none_or(|above| root.layer > above)).cloned().collect();
@@ -209,15 +220,23 @@ impl<T: UpperTree> Union<T> {
             }
             return self.upper_found(layer, lowers, name, node, stat).map(|found| Resolved::Found(Box::new(found)));
         }
-        let lower = self.lookup_lowers(lowers, name, false)?;
-        let (Some(stat), Some(top)) = (lower.stat, lower.objects.first()) else { return Ok(Resolved::Absent { whiteout: false }) };
-        let origin = self.lower_layer(top.layer)?.tree.id(&top.node);
-        if let Some((node, upper_stat, links)) = self.indexed(top, &stat)? {
-            let upper = Some((node, ObjectId::of(&upper_stat)));
-            let new = NewInode { kind: stat.kind, origin, lowers: lower.objects, upper, redirect: None, links: Some(links) };
-            return Ok(Resolved::Found(Box::new(Found { new, stat: upper_stat, upper_here: false })));
+        let mut lower = self.lookup_lowers(lowers, name, false)?;
+        let (Some(stat), Some(top)) = (&lower.stat, lower.objects.first()) else { return Ok(Resolved::Absent { whiteout: false }) };
+        let (kind, origin) = (stat.kind, self.lower_layer(top.layer)?.tree.id(&top.node));
+        let indexed = self.indexed(top, stat)?;
+        if indexed.as_ref().is_none_or(|indexed| !indexed.has_data) {
+            self.follow_data(&mut lower, lowers, name)?;
         }
-        let new = NewInode { kind: stat.kind, origin, lowers: lower.objects, upper: None, redirect: None, links: None };
+        let LowerFound { objects: lowers, far, stat: Some(stat) } = lower else { return Ok(Resolved::Absent { whiteout: false }) };
+        if let Some(Indexed { node, stat: mut upper, links, has_data }) = indexed {
+            if !has_data {
+                upper.blocks = stat.blocks;
+            }
+            let object = Some((node, ObjectId::of(&upper)));
+            let new = NewInode { kind, origin, lowers, far, upper: object, upper_data: has_data, redirect: None, links: Some(links) };
+            return Ok(Resolved::Found(Box::new(Found { new, stat: upper, upper_here: false })));
+        }
+        let new = NewInode { kind, origin, lowers, far, upper: None, upper_data: false, redirect: None, links: None };
         Ok(Resolved::Found(Box::new(Found { new, stat, upper_here: false })))
     }
 
@@ -234,7 +253,7 @@ impl<T: UpperTree> Union<T> {
     }
 
     /// The copy of a hard-linked lower object, if one of its names was copied up.
-    fn indexed(&self, lower: &LowerObject<T>, stat: &Stat) -> Result<Option<(T::Node, Stat, Links)>> {
+    fn indexed(&self, lower: &LowerObject<T>, stat: &Stat) -> Result<Option<Indexed<T>>> {
         if stat.kind == Kind::Dir || stat.nlink < 2 {
             return Ok(None);
         }
@@ -244,35 +263,59 @@ impl<T: UpperTree> Union<T> {
             return Err(Error::Damaged(format!("index entry {name} is of another kind than its origin")));
         }
         // Without its mark: the index itself is a link that does not show.
-        let mark = self.marks(layer, &node)?.nlink.unwrap_or(Nlink::Upper(-1));
+        let marks = self.marks(layer, &node)?;
+        let mark = marks.nlink.unwrap_or(Nlink::Upper(-1));
         let delta = mark.shown(upper.nlink, stat.nlink) - i64::from(upper.nlink);
-        Ok(Some((node, upper, Links { delta, alias: true })))
+        Ok(Some(Indexed { node, stat: upper, links: Links { delta }, has_data: !(marks.metacopy && stat.kind == Kind::File) }))
     }
 
-    fn upper_found(&self, layer: &Layer<T>, lowers: &[LowerObject<T>], name: &Name, node: T::Node, stat: Stat) -> Result<Found<T>> {
+    fn upper_found(&self, layer: &Layer<T>, lowers: &[LowerObject<T>], name: &Name, node: T::Node, mut stat: Stat) -> Result<Found<T>> {
         let marks = self.marks(layer, &node)?;
-        if marks.metacopy && stat.kind == Kind::File {
-            return Err(Error::Unrepresentable("metacopy"));
-        }
         let id = layer.tree.id(&node);
-        let lowers = if stat.kind == Kind::Dir { self.lowers_of_upper_dir(lowers, name, &marks)? } else { Vec::new() };
+        let metacopy = marks.metacopy && stat.kind == Kind::File;
+        let (lowers, far) = match stat.kind {
+            Kind::Dir => (self.lowers_of_upper_dir(lowers, name, &marks)?, None),
+            Kind::File if metacopy && stat.size > 0 => {
+                let below = self.data_below(lowers.to_vec(), name.clone(), marks.redirect.clone(), None)?;
+                below.count_blocks(&mut stat);
+                (below.objects, below.far)
+            }
+            _ => (Vec::new(), None),
+        };
         let marked = marks.origin.as_ref().map(|mark| self.verify_origin(mark, stat.kind)).transpose()?.flatten();
         let links = marks.nlink.map(|mark| {
             let lower_nlink = marked.as_ref().map_or(stat.nlink, |(_, nlink)| *nlink);
-            Links { delta: mark.shown(stat.nlink, lower_nlink) - i64::from(stat.nlink), alias: false }
+            Links { delta: mark.shown(stat.nlink, lower_nlink) - i64::from(stat.nlink) }
         });
         let marked = marked.map(|(origin, _)| origin);
-        let top = match lowers.first() {
+        if let (Kind::File, Some(origin), Some(below)) = (stat.kind, marked, lowers.first())
+            && self.lower_layer(below.layer)?.tree.id(&below.node) != origin
+        {
+            // As in the kernel with an index: better none than the data of another file.
+            tracing::warn!(%name, "a metacopy mark in the upper layer, over another file than it was copied from");
+            return Err(Error::Stale("a metacopy over another file"));
+        }
+        // Only of a directory: without its mark a file has its own number, which readdir shows, too.
+        let top = match lowers.first().filter(|_| stat.kind == Kind::Dir) {
             Some(top) => Some(self.lower_layer(top.layer)?.tree.id(&top.node)),
             None => None,
         };
         let origin = marked.or(top).unwrap_or(id);
-        let new = NewInode { kind: stat.kind, origin, lowers, upper: Some((node, id)), redirect: marks.redirect, links };
+        let new = NewInode {
+            kind: stat.kind,
+            origin,
+            lowers,
+            far,
+            upper: Some((node, id)),
+            upper_data: !metacopy,
+            redirect: marks.redirect,
+            links,
+        };
         Ok(Found { new, stat, upper_here: true })
     }
 
     /// The lower object that an origin mark names, and its link count, if it still exists and is of the same kind.
-    pub(crate) fn verify_origin(&self, mark: &Origin, kind: Kind) -> Result<Option<(ObjectId, u32)>> {
+    fn verify_origin(&self, mark: &Origin, kind: Kind) -> Result<Option<(ObjectId, u32)>> {
         let handle =
             Handle { uuid: mark.uuid, handle: plyfs_sys::handle::FileHandle { kind: i32::from(mark.fid_type), bytes: mark.fid.clone() } };
         for layer in &self.one_of_each {
@@ -283,16 +326,6 @@ impl<T: UpperTree> Union<T> {
             }
         }
         Ok(None)
-    }
-
-    /// A metacopy file has metadata only, its data is in a layer below. Shown as it is, it would read as zeros.
-    fn refuse_metacopy(&self, layer: &Layer<T>, node: &T::Node, stat: &Stat) -> Result<()> {
-        // Such a file is one hole and at most one block of xattrs: a file with more blocks than that needs no look.
-        let hollow = stat.blocks <= 8 || stat.blocks.saturating_mul(512) < stat.size;
-        if stat.kind == Kind::File && stat.size > 0 && hollow && self.marks(layer, node)?.metacopy {
-            return Err(Error::Unrepresentable("metacopy"));
-        }
-        Ok(())
     }
 
     /// Resolves a name in a live directory. The caller holds its DIR lock.
@@ -311,12 +344,16 @@ impl<T: UpperTree> Union<T> {
         let links = new.links;
         let inode = self.table.intern(new);
         inode.add_name(parent, name);
-        // Where the inode is without its upper object yet, a copy-up is about to publish it, and counts the links itself.
         if let Some(links) = links
-            && inode.upper_id.get().is_some()
             && !inode.indexed.swap(true, Ordering::Relaxed)
         {
             inode.nlink_delta.store(links.delta, Ordering::Relaxed);
+        }
+        // The mark was read before this inode could be found by others: its data may have come through a former one since. From here on it comes through this one.
+        if inode.lacks_data()
+            && let Err(error) = self.is_still_metacopy(&inode)
+        {
+            tracing::warn!(%error, %name, "the metacopy mark cannot be read again");
         }
         inode
     }

@@ -25,6 +25,8 @@ pub struct Behaviour {
     pub volatile: bool,
     /// Others may change the lower layers while they are mounted (`lower=live`).
     pub live_lowers: bool,
+    /// A change of nothing but the metadata of a file copies no data (kernel option `metacopy`).
+    pub metacopy: bool,
     /// The uid and gid that new objects of the upper tree have by themselves, if the process's umask is 0: for a caller with these ids an object is
     /// complete once it is made.
     pub own_ids: Option<(u32, u32)>,
@@ -68,13 +70,14 @@ pub struct Union<T: UpperTree> {
 impl<T: UpperTree> Union<T> {
     /// Merges the layers.
     ///
-    /// Errors: no layer at all (`Invalid`); what the layers' roots answer.
+    /// Errors: no layer that merges, or one below a data-only layer (`Invalid`); what the layers' roots answer.
     pub fn new(stack: LayerStack<T>, behaviour: Behaviour) -> Result<Self> {
         let root = root_parts(&stack)?;
         let mut seen = HashSet::new();
         let fresh = root.lowers.iter().zip(&stack.lowers).filter(|(lower, layer)| seen.insert(layer.tree.id(&lower.node).dev));
         let one_of_each = fresh.map(|(lower, _)| lower.layer).collect();
-        let devices = stack.lowers.iter().chain(&stack.upper).map(|layer| layer.tree.id(&layer.tree.root()).dev);
+        let devices =
+            stack.lowers.iter().filter(|layer| !layer.data_only).chain(&stack.upper).map(|layer| layer.tree.id(&layer.tree.root()).dev);
         let table = Table::new(devices);
         let root = table.insert_root(root);
         Ok(Self {
@@ -146,7 +149,7 @@ impl<T: UpperTree> Union<T> {
         Name::new(format!("#{:x}", self.temp.fetch_add(1, Ordering::Relaxed)))
     }
 
-    /// The layer and node that hold an inode's visible metadata and data: the upper object, else the topmost lower one.
+    /// The layer and node that hold an inode's visible metadata: the upper object, else the topmost lower one. For the data of a file see [`Union::data_of`].
     pub(crate) fn top<'a>(&'a self, inode: &'a Inode<T>) -> Result<(&'a Layer<T>, &'a T::Node)> {
         if let Some(node) = inode.upper.get() {
             return Ok((self.upper()?, node));
@@ -159,7 +162,11 @@ impl<T: UpperTree> Union<T> {
 fn root_parts<T: UpperTree>(stack: &LayerStack<T>) -> Result<NewInode<T>> {
     let mut lowers = Vec::with_capacity(stack.lowers.len());
     let mut origin: Option<ObjectId> = None;
-    for (index, layer) in stack.lowers.iter().enumerate() {
+    let merging = stack.lowers.iter().take_while(|layer| !layer.data_only).count();
+    if stack.lowers.iter().skip(merging).any(|layer| !layer.data_only) {
+        return Err(Error::Invalid("a layer that merges below a data-only one"));
+    }
+    for (index, layer) in stack.lowers.iter().take(merging).enumerate() {
         let node = layer.tree.root();
         origin.get_or_insert(layer.tree.id(&node));
         let opaque = plyfs_format::xattr_name(layer.dialect, plyfs_format::MarkKind::Opaque);
@@ -177,5 +184,5 @@ fn root_parts<T: UpperTree>(stack: &LayerStack<T>) -> Result<NewInode<T>> {
         (node, id)
     });
     let origin = origin.or(upper.as_ref().map(|(_, id)| *id)).ok_or(Error::Invalid("a union needs at least one layer"))?;
-    Ok(NewInode { kind: Kind::Dir, origin, lowers, upper, redirect: None, links: None })
+    Ok(NewInode { kind: Kind::Dir, origin, lowers, far: None, upper, upper_data: true, redirect: None, links: None })
 }

@@ -13,6 +13,8 @@ use crate::union::{Caller, Union};
 
 /// The longest name of an attribute (`XATTR_NAME_MAX`).
 const NAME_MAX: usize = 255;
+/// File capabilities, which the kernel takes away when a file is written.
+pub(crate) const CAPABILITY: &[u8] = b"security.capability";
 
 impl<T: UpperTree> Union<T> {
     /// The name on disk of an attribute that a user names.
@@ -55,7 +57,8 @@ impl<T: UpperTree> Union<T> {
         const SETGID: u32 = 0o2000;
         let inode = self.inode(ino)?;
         let on_disk = self.on_disk(self.upper()?.dialect, name)?;
-        self.copy_up(&inode, Content::Whole)?;
+        self.copy_up(&inode, Content::Metadata)?;
+        let _still = inode.while_data_stays();
         let (tree, node) = (&self.upper()?.tree, self.upper_node(&inode)?);
         tree.set_xattr(node, &on_disk, value, mode).attempt("setxattr")?;
         if name == acl::ACCESS && caller.uid != 0 {
@@ -79,7 +82,8 @@ impl<T: UpperTree> Union<T> {
             return Err(Error::NoAttribute);
         }
         let name = self.on_disk(self.upper()?.dialect, name)?;
-        self.copy_up(&inode, Content::Whole)?;
+        self.copy_up(&inode, Content::Metadata)?;
+        let _still = inode.while_data_stays();
         match self.upper()?.tree.remove_xattr(self.upper_node(&inode)?, &name) {
             Err(Errno::NODATA) => Err(Error::NoAttribute),
             other => other.attempt("removexattr"),

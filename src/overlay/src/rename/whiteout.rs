@@ -36,7 +36,7 @@ impl<T: UpperTree> Union<T> {
             return Err(error);
         }
         let id = tree.id(&device);
-        Ok(NewInode { kind: Kind::Char, origin: id, lowers: Vec::new(), upper: Some((device, id)), redirect: None, links: None })
+        Ok(NewInode::made(Kind::Char, device, id))
     }
 
     #[allow(clippy::too_many_arguments)] // Both ends, what is moved, what is there, and what is left.

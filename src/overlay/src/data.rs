@@ -1,0 +1,386 @@
+//! Where the data of a file is: in the object that shows or, where that is a metacopy, in a layer below; and how it comes into the upper in the end.
+//!
+//! A metacopy file has metadata and a size of its own, and a mark that says that the data is that of the file below it (kernel: `ovl_lookup`, `ovl_copy_up_meta_inode_data`).
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use plyfs_format::{MarkKind, Redirect, read_names, xattr_name};
+use plyfs_sys::Errno;
+use plyfs_sys::at::{SetTime, XattrMode};
+use plyfs_sys::stat::{Kind, Stat};
+
+use crate::backend::{Tree, UpperTree};
+use crate::copy_up::Content;
+use crate::error::{Attempt, Error, Result};
+use crate::inode::Inode;
+use crate::layer::{Layer, LowerIndex, LowerObject};
+use crate::lock::{COPY, LEAF, Ranked, RankedGuard};
+use crate::name::Name;
+use crate::resolve::{LowerFound, Marks};
+use crate::union::{Event, Union};
+use crate::xattr::CAPABILITY;
+
+/// The data of a metacopy that is on its way into the upper object: until it is there, users see the metadata from before.
+#[derive(Default)]
+pub(crate) struct Arrival {
+    /// Odd while data comes; grows at each beginning and end.
+    turn: AtomicU32,
+    before: Ranked<LEAF, Option<Box<Stat>>>,
+}
+
+impl Arrival {
+    /// A number that grows when data begins to come and when it has come; odd in between.
+    pub(crate) fn turn(&self) -> u32 {
+        self.turn.load(Ordering::SeqCst)
+    }
+
+    /// Makes of metadata that was read since `turn` what users see; `false`: it has to be read again.
+    pub(crate) fn veil(&self, turn: u32, stat: &mut Stat) -> bool {
+        if turn % 2 == 1
+            && let Some(before) = &*self.before.lock()
+        {
+            (stat.size, stat.atime, stat.mtime, stat.ctime) = (before.size, before.atime, before.mtime, before.ctime);
+        }
+        self.turn() == turn
+    }
+
+    fn begin(&self, before: Stat) -> Arriving<'_> {
+        *self.before.lock() = Some(Box::new(before));
+        self.turn.fetch_add(1, Ordering::SeqCst);
+        Arriving(self)
+    }
+}
+
+/// Data comes as long as this lives.
+struct Arriving<'a>(&'a Arrival);
+
+impl Drop for Arriving<'_> {
+    fn drop(&mut self) {
+        self.0.turn.fetch_add(1, Ordering::SeqCst);
+        *self.0.before.lock() = None;
+    }
+}
+
+impl<T: Tree> Inode<T> {
+    /// The upper object, if it holds the data.
+    pub(crate) fn upper_with_data(&self) -> Option<&T::Node> {
+        if self.upper_data.load(Ordering::Acquire) { self.upper.get() } else { None }
+    }
+
+    /// The upper object is a metacopy.
+    pub(crate) fn lacks_data(&self) -> bool {
+        self.upper.get().is_some() && !self.upper_data.load(Ordering::Acquire)
+    }
+
+    /// Keeps the data of a metacopy from coming while its metadata is changed: the metadata is put back afterwards.
+    pub(crate) fn while_data_stays(&self) -> Option<RankedGuard<'_, COPY, ()>> {
+        self.lacks_data().then(|| self.copy.lock())
+    }
+
+    /// The object that shows is a metacopy.
+    fn shows_metacopy(&self) -> bool {
+        let lower = || self.kind == Kind::File && (self.lowers.len() > 1 || self.far.is_some());
+        if self.upper.get().is_some() { self.lacks_data() } else { lower() }
+    }
+
+    /// Metadata that was read before now, without a look at this inode, is what users see.
+    pub(crate) fn took_no_data(&self) -> bool {
+        self.arrival.turn() == 0 && self.far.as_ref().is_none_or(|far| far.found.get().is_none())
+    }
+}
+
+/// The objects below a metacopy file.
+pub(crate) struct Below<T: Tree> {
+    /// The topmost one, and the one that holds the data if that is another one and not far.
+    pub(crate) objects: Vec<LowerObject<T>>,
+    pub(crate) far: Option<Box<Far<T>>>,
+    /// `st_blocks` of the data; none if it is far.
+    blocks: Option<u64>,
+}
+
+impl<T: Tree> Below<T> {
+    /// Makes the metadata of the metacopy count the blocks of its data.
+    pub(crate) fn count_blocks(&self, stat: &mut Stat) {
+        stat.blocks = self.blocks.unwrap_or_else(|| assumed_blocks(stat));
+    }
+}
+
+/// Data in a data-only layer. As in the kernel it is looked for when it is wanted, not when its file is looked up.
+pub(crate) struct Far<T: Tree> {
+    /// From the root of the layer.
+    path: Vec<Vec<u8>>,
+    found: OnceLock<LowerObject<T>>,
+}
+
+/// The blocks of a file whose data nobody has looked for (as in the kernel).
+fn assumed_blocks(stat: &Stat) -> u64 {
+    stat.size.next_multiple_of(u64::from(stat.blksize.max(1))) / 512
+}
+
+/// A file in a layer.
+type Seen<T> = (LowerObject<T>, Stat);
+
+impl<T: UpperTree> Union<T> {
+    /// The layer and node that hold a file's data, and whether that is the upper object.
+    pub(crate) fn data_of<'a>(&'a self, inode: &'a Inode<T>) -> Result<(&'a Layer<T>, &'a T::Node, bool)> {
+        if let Some(node) = inode.upper_with_data() {
+            return Ok((self.upper()?, node, true));
+        }
+        if let Some(lower) = self.lower_data(inode)? {
+            return Ok((self.lower_layer(lower.layer)?, &lower.node, false));
+        }
+        // An empty metacopy of the upper needs nothing from below.
+        Ok((self.upper()?, self.upper_node(inode)?, true))
+    }
+
+    /// The lower object that holds a file's data; none if there is nothing below.
+    ///
+    /// Errors: ENOENT if it should be in a data-only layer and is not (as in the kernel).
+    pub(crate) fn lower_data<'a>(&'a self, inode: &'a Inode<T>) -> Result<Option<&'a LowerObject<T>>> {
+        match &inode.far {
+            Some(far) => self.find_far(far).map(Some),
+            None => Ok(inode.lowers.last()),
+        }
+    }
+
+    pub(crate) fn find_far<'a>(&'a self, far: &'a Far<T>) -> Result<&'a LowerObject<T>> {
+        if let Some(found) = far.found.get() {
+            return Ok(found);
+        }
+        let Some(object) = self.in_data_layers(&far.path)? else {
+            let path = far.path.iter().map(|name| name.escape_ascii().to_string()).collect::<Vec<_>>().join("/");
+            tracing::warn!(path, "a redirect to data that no data-only layer has");
+            return Err(Error::NotFound);
+        };
+        Ok(far.found.get_or_init(|| object))
+    }
+
+    /// `st_blocks` as users see them: those of the data, wherever it is (as in the kernel).
+    pub(crate) fn count_blocks(&self, inode: &Inode<T>, stat: &mut Stat) -> Result<()> {
+        if !inode.shows_metacopy() {
+            return Ok(());
+        }
+        if inode.far.as_ref().is_some_and(|far| far.found.get().is_none()) {
+            stat.blocks = assumed_blocks(stat);
+        } else if let Some(lower) = self.lower_data(inode)? {
+            stat.blocks = self.lower_layer(lower.layer)?.tree.stat(&lower.node).attempt("stat the data of a metacopy")?.blocks;
+        }
+        Ok(())
+    }
+
+    /// The marks of an object if it is a metacopy that needs data from below. Costs one system call for a file that is none: neither the size nor the
+    /// blocks tell (an archiver may have filled the hole with zeros, erofs counts blocks that are not there).
+    fn metacopy(&self, layer: &Layer<T>, node: &T::Node, stat: &Stat) -> Result<Option<Marks>> {
+        if stat.kind != Kind::File || stat.size == 0 {
+            return Ok(None);
+        }
+        for name in read_names(layer.dialect, MarkKind::Metacopy) {
+            if layer.tree.get_xattr(node, name).attempt("read the metacopy mark")?.is_some() {
+                return self.marks(layer, node).map(Some);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Adds to a lower file that was found under `name` in `dirs` the one that holds its data, if it is a metacopy.
+    pub(crate) fn follow_data(&self, found: &mut LowerFound<T>, dirs: &[LowerObject<T>], name: &Name) -> Result<()> {
+        let (Some(stat), Some(top)) = (&mut found.stat, found.objects.first()) else { return Ok(()) };
+        let Some(marks) = self.metacopy(self.lower_layer(top.layer)?, &top.node, stat)? else { return Ok(()) };
+        let rest = dirs.iter().filter(|dir| dir.layer > top.layer).cloned().collect();
+        let mut below = self.data_below(rest, name.clone(), marks.redirect, Some(top.layer))?;
+        below.count_blocks(stat);
+        if below.far.is_some() {
+            found.far = below.far;
+        } else {
+            found.objects.extend(below.objects.pop());
+        }
+        Ok(())
+    }
+
+    /// Looks for the data of a metacopy file of layer `above` (none: the upper): top-down under its name in `dirs`, the directories below it, or where its
+    /// redirect says, until a file that is no metacopy. An absolute redirect leads at last into the data-only layers.
+    ///
+    /// Errors: EIO if there is no data; the layers' errors.
+    pub(crate) fn data_below(
+        &self,
+        mut dirs: Vec<LowerObject<T>>,
+        mut name: Name,
+        mut redirect: Option<Redirect>,
+        mut above: Option<LowerIndex>,
+    ) -> Result<Below<T>> {
+        let of = name.clone();
+        let mut first = None;
+        // Each round goes on in a lower layer than the one before.
+        let path = loop {
+            let path = match redirect {
+                None => None,
+                Some(Redirect::Sibling(sibling)) => {
+                    name = Name::new(&sibling)?;
+                    None
+                }
+                Some(Redirect::Absolute(path)) => {
+                    (dirs, name) = self.lower_parents(&path, above)?;
+                    Some(path)
+                }
+            };
+            let Some((object, stat)) = self.next_file(&dirs, &name)? else { break path };
+            let Some(marks) = self.metacopy(self.lower_layer(object.layer)?, &object.node, &stat)? else {
+                let objects = first.into_iter().chain([object]).collect();
+                return Ok(Below { objects, far: None, blocks: Some(stat.blocks) });
+            };
+            above = Some(object.layer);
+            dirs.retain(|dir| dir.layer > object.layer);
+            redirect = marks.redirect;
+            first.get_or_insert(object);
+        };
+        // As in the kernel: not for an upper file that has nothing in a layer that merges, and only by the mark of the last file found.
+        if let Some(path) = path
+            && above.is_some()
+            && self.stack.lowers.iter().any(|layer| layer.data_only)
+        {
+            let far = Far { path, found: OnceLock::new() };
+            return Ok(Below { objects: first.into_iter().collect(), far: Some(Box::new(far)), blocks: None });
+        }
+        let layer = above.map_or_else(|| "the upper layer".to_owned(), |above| format!("lower layer {}", above.0));
+        tracing::warn!(name = %of, %layer, "a file with a metacopy mark, and no data for it in the layers below");
+        Err(Error::Damaged(format!("metacopy mark of '{of}' without data below it")))
+    }
+
+    /// The topmost file under a name; none if a whiteout or anything else is above it.
+    fn next_file(&self, dirs: &[LowerObject<T>], name: &Name) -> Result<Option<Seen<T>>> {
+        for dir in dirs {
+            let layer = self.lower_layer(dir.layer)?;
+            let Some((node, stat)) = layer.tree.lookup(&dir.node, name).attempt("look up the data of a metacopy")? else { continue };
+            if stat.kind != Kind::File || self.is_whiteout(layer, &node, &stat, dir.xwhiteouts)? {
+                return Ok(None);
+            }
+            return Ok(Some((LowerObject { layer: dir.layer, node, xwhiteouts: false }, stat)));
+        }
+        Ok(None)
+    }
+
+    /// The file under a path from the root of the topmost data-only layer that has it. No symbolic link is followed; marks mean nothing there.
+    fn in_data_layers(&self, path: &[Vec<u8>]) -> Result<Option<LowerObject<T>>> {
+        let Some((last, above)) = path.split_last() else { return Ok(None) };
+        for (index, layer) in self.stack.lowers.iter().enumerate().filter(|(_, layer)| layer.data_only) {
+            let mut dir = Some(layer.tree.root());
+            for component in above {
+                let Some(at) = &dir else { break };
+                let found = layer.tree.lookup(at, &Name::new(component)?).attempt("look up in a data-only layer")?;
+                dir = found.filter(|(_, stat)| stat.kind == Kind::Dir).map(|(node, _)| node);
+            }
+            let Some(dir) = dir else { continue };
+            let Some((node, stat)) = layer.tree.lookup(&dir, &Name::new(last)?).attempt("look up in a data-only layer")? else { continue };
+            if stat.kind == Kind::File {
+                let layer = LowerIndex(u32::try_from(index).map_err(|_| Error::Invalid("too many layers"))?);
+                return Ok(Some(LowerObject { layer, node, xwhiteouts: false }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Puts the metacopy mark on a staged file, if it is to have one and its filesystem takes it.
+    pub(crate) fn becomes_metacopy(&self, node: &T::Node, stat: &Stat) -> Result<bool> {
+        let layer = self.upper()?;
+        let wanted = self.behaviour.metacopy && stat.size > 0;
+        let Some(name) = xattr_name(layer.dialect, MarkKind::Metacopy).filter(|_| wanted) else { return Ok(false) };
+        match layer.tree.set_xattr(node, name, b"", XattrMode::Any) {
+            Ok(()) => Ok(true),
+            Err(Errno::OPNOTSUPP) => {
+                tracing::debug!("no metacopy: the upper filesystem has no xattrs for this object");
+                Ok(false)
+            }
+            Err(errno) => Err(errno).attempt("write the metacopy mark"),
+        }
+    }
+
+    /// Brings the data of a metacopy into the upper object, or has it empty; returns the file, open for reading and writing, if this very call did it.
+    ///
+    /// The removal of the mark is the commit: until then all readers, and the next mount, have the data from below.
+    pub(crate) fn bring_data(&self, inode: &Arc<Inode<T>>, content: Content) -> Result<Option<T::File>> {
+        let _copying = inode.copy.lock();
+        if !inode.lacks_data() || !self.is_still_metacopy(inode)? {
+            return Ok(None);
+        }
+        let tree = &self.upper()?.tree;
+        let node = self.upper_node(inode)?;
+        let before = tree.stat(node).attempt("stat a metacopy")?;
+        let capability = tree.get_xattr(node, CAPABILITY).attempt("read capabilities")?;
+        let file = tree.open_write(node).attempt("open a metacopy for writing")?;
+        let arriving = inode.arrival.begin(before);
+        let put_back = || self.put_back(node, &before, capability.as_deref());
+        let brought = match content {
+            Content::Empty => tree.truncate(&file, 0).attempt("truncate a metacopy"),
+            Content::Whole | Content::Metadata => self.fill_metacopy(inode, &file, &before).and_then(|()| put_back()),
+        };
+        let brought =
+            brought.and_then(|()| if self.behaviour.volatile { Ok(()) } else { tree.sync(&file, false).attempt("fsync the data") });
+        if let Err(error) = brought.and_then(|()| self.drop_metacopy_mark(node)) {
+            // As it was: the mark is still there. What cannot be undone costs space or a time of modification, no byte.
+            let emptied = if content == Content::Empty { tree.truncate(&file, before.size) } else { self.punch(&file, &before) };
+            if let Err(error) = emptied.attempt("empty a metacopy again").and_then(|()| put_back()) {
+                tracing::warn!(%error, "traces of data that did not come stay in a metacopy");
+            }
+            return Err(error);
+        }
+        inode.upper_data.store(true, Ordering::Release);
+        drop(arriving);
+        self.tell(Event::Attributes(inode.ino));
+        Ok(Some(file))
+    }
+
+    /// Whether the upper object of an inode that lacks data has the mark still. Not so if the mark was read for this inode while the data came through another
+    /// one, which is gone by now; that is put right.
+    pub(crate) fn is_still_metacopy(&self, inode: &Inode<T>) -> Result<bool> {
+        let marked = self.marks(self.upper()?, self.upper_node(inode)?)?.metacopy;
+        if !marked {
+            inode.upper_data.store(true, Ordering::Release);
+        }
+        Ok(marked)
+    }
+
+    fn fill_metacopy(&self, inode: &Inode<T>, file: &T::File, before: &Stat) -> Result<()> {
+        if before.size == 0 {
+            return Ok(());
+        }
+        // What came before a server was killed.
+        match self.punch(file, before) {
+            Ok(()) | Err(Errno::OPNOTSUPP) => {}
+            Err(errno) => return Err(errno).attempt("empty a metacopy"),
+        }
+        self.copy_content(inode, file, *before, &|| self.punch(file, before).attempt("empty a metacopy again")).map(drop)
+    }
+
+    /// Makes a hole of all data of a file.
+    fn punch(&self, file: &T::File, stat: &Stat) -> plyfs_sys::Result<()> {
+        const KEEP_SIZE_AND_PUNCH_HOLE: i32 = 3;
+        match (self.upper(), stat.size) {
+            (_, 0) | (Err(_), _) => Ok(()),
+            (Ok(layer), size) => layer.tree.fallocate(file, KEEP_SIZE_AND_PUNCH_HOLE, 0, size),
+        }
+    }
+
+    /// Puts back what the writing of data took away: file capabilities, setuid and setgid, times.
+    fn put_back(&self, node: &T::Node, before: &Stat, capability: Option<&[u8]>) -> Result<()> {
+        let tree = &self.upper()?.tree;
+        if let Some(value) = capability {
+            tree.set_xattr(node, CAPABILITY, value, XattrMode::Any).attempt("put back capabilities")?;
+        }
+        if before.mode & 0o6000 != 0 {
+            tree.set_mode(node, before.mode).attempt("put back the mode")?;
+        }
+        tree.set_times(node, SetTime::To(before.atime), SetTime::To(before.mtime)).attempt("put back the times")
+    }
+
+    fn drop_metacopy_mark(&self, node: &T::Node) -> Result<()> {
+        let layer = self.upper()?;
+        for name in read_names(layer.dialect, MarkKind::Metacopy) {
+            match layer.tree.remove_xattr(node, name) {
+                Ok(()) | Err(Errno::NODATA) => {}
+                Err(errno) => return Err(errno).attempt("remove the metacopy mark"),
+            }
+        }
+        Ok(())
+    }
+}
