@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use plyfs_overlay::backend::{Handle, ObjectId, Place, RawEntry, Rename, Seek, Tree, UpperTree};
+use plyfs_overlay::backend::{Handle, ObjectId, Place, RawEntry, Rename, Seek, Trace, Tree, UpperTree};
 use plyfs_overlay::{Behaviour, Layer, LayerStack, MemTree, Name as Checked, Union};
 use plyfs_sys::at::{SetTime, XattrMode};
 use plyfs_sys::stat::{Kind, Stat};
@@ -86,6 +86,7 @@ impl Tree for Fault {
         statfs() -> StatFs;
         handle(node: &Node) -> Option<Handle>;
         by_handle(handle: &Handle) -> Option<Stat>;
+        trace(handle: &Handle) -> Option<Trace>;
     }
 }
 

@@ -9,6 +9,7 @@
 //! | `rights` | setuid, ACLs, setgid directories, umask, xattrs: as a plain directory has them |
 //! | `uses` | locks, programs, sockets, pipes |
 //! | `life` | mounted twice, ended, layers that fail or are swapped |
+//! | `transport` | what the mount cannot carry |
 //! | `lab` | the mount of a test, and programs with a time limit |
 //!
 //! All of them need root and `/dev/fuse`.
@@ -23,4 +24,5 @@ mod names;
 mod rights;
 #[path = "../common/skip.rs"]
 mod skip;
+mod transport;
 mod uses;

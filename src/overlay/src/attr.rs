@@ -17,7 +17,7 @@ use crate::ino::Ino;
 use crate::inode::Inode;
 use crate::name::Name;
 use crate::resolve::Resolved;
-use crate::union::{Caller, Union};
+use crate::union::{Caller, NO_ID, Union};
 
 const SETUID: u32 = 0o4000;
 const SETGID: u32 = 0o2000;
@@ -30,7 +30,7 @@ pub struct Attr {
     pub ino: Ino,
     /// The FUSE node id: the same number, but 1 for the root.
     pub node: Ino,
-    /// Everything else; `dev` and `ino` in it are the host's.
+    /// Everything else; `dev` and `ino` in it are the host's, `btime` is none: [`Union::birth`] tells it.
     pub stat: Stat,
 }
 
@@ -141,6 +141,7 @@ impl<T: UpperTree> Union<T> {
             let nlink = i64::from(stat.nlink).saturating_add(inode.nlink_delta.load(Ordering::Relaxed)).max(0);
             stat.nlink = u32::try_from(nlink).unwrap_or(u32::MAX);
         }
+        stat.btime = None;
         Attr { ino: self.shown_ino(inode), node: inode.ino, stat }
     }
 
@@ -148,13 +149,16 @@ impl<T: UpperTree> Union<T> {
     ///
     /// setuid and setgid go as POSIX says: at chown of what is no directory, and when somebody who is not root truncates.
     ///
-    /// Errors: EROFS; EISDIR or EINVAL for the size of what is no regular file; the layers' errors.
+    /// Errors: EROFS; EISDIR or EINVAL for the size of what is no regular file; EOVERFLOW for an owner that is none; the layers' errors.
     pub fn setattr(&self, caller: &Caller, ino: Ino, handle: Option<HandleId>, set: &SetAttr) -> Result<Attr> {
         let inode = self.inode(ino)?;
         match (set.size, inode.kind) {
             (None, _) | (Some(_), Kind::File) => {}
             (Some(_), Kind::Dir) => return Err(Error::IsDir),
             (Some(_), _) => return Err(Error::Invalid("size of a special file")),
+        }
+        if set.uid == Some(NO_ID) || set.gid == Some(NO_ID) {
+            return Err(Error::NoIds);
         }
         let content = match set.size {
             None => Content::Metadata,

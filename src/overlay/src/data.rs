@@ -2,8 +2,8 @@
 //!
 //! A metacopy file has metadata and a size of its own, and a mark that says that the data is that of the file below it (kernel: `ovl_lookup`, `ovl_copy_up_meta_inode_data`).
 
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use plyfs_format::{MarkKind, Redirect, read_names, xattr_name};
 use plyfs_sys::Errno;
@@ -18,6 +18,7 @@ use crate::layer::{Layer, LowerIndex, LowerObject};
 use crate::lock::{COPY, LEAF, Ranked, RankedGuard};
 use crate::name::Name;
 use crate::resolve::{LowerFound, Marks};
+use crate::sync::{AtomicU32, OnceLock};
 use crate::union::{Event, Union};
 use crate::xattr::CAPABILITY;
 

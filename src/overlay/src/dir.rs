@@ -57,7 +57,7 @@ impl NewNode {
 }
 
 /// Everything about a new object but its place.
-struct Blueprint {
+pub(crate) struct Blueprint {
     node: NewNode,
     mode: u32,
     uid: u32,
@@ -123,7 +123,7 @@ impl<T: UpperTree> Union<T> {
     }
 
     /// The attributes of what a call has just entered, with one look-up counted.
-    fn entered(&self, inode: &Arc<Inode<T>>) -> Result<Attr> {
+    pub(crate) fn entered(&self, inode: &Arc<Inode<T>>) -> Result<Attr> {
         let attr = self.attr_of(inode)?;
         self.table.count(inode, 1);
         Ok(attr)
@@ -149,7 +149,7 @@ impl<T: UpperTree> Union<T> {
     }
 
     /// Owner and mode as POSIX gives them: setgid directories pass on the group (and themselves, to directories); a default ACL replaces the umask.
-    fn blueprint(
+    pub(crate) fn blueprint(
         &self,
         caller: &Caller,
         parent: &Inode<T>,
@@ -159,6 +159,7 @@ impl<T: UpperTree> Union<T> {
         over_whiteout: bool,
     ) -> Result<Blueprint> {
         const SETGID: u32 = 0o2000;
+        let (caller_uid, caller_gid) = caller.ids()?;
         let tree = &self.upper()?.tree;
         let dir = self.upper_node(parent)?;
         let above = tree.stat(dir).attempt("stat the parent")?;
@@ -170,19 +171,19 @@ impl<T: UpperTree> Union<T> {
             },
         };
         let mut mode = acl.mode & 0o7777;
-        let mut gid = caller.gid;
+        let mut gid = caller_gid;
         if above.mode & SETGID != 0 {
             gid = above.gid;
             if node.kind() == Kind::Dir {
                 mode |= SETGID;
             }
         }
-        let own = self.behaviour.own_ids == Some((caller.uid, caller.gid));
+        let own = self.behaviour.own_ids == Some((caller_uid, caller_gid));
         let in_place = own && !over_whiteout && above.mode & SETGID == 0 && acl.xattrs().next().is_none();
         // On disk it would be a whiteout.
         let escaped = matches!(node, NewNode::Char(rdev) if is_whiteout_device(true, rdev));
         let node = if escaped { NewNode::Char(ESCAPED_WHITEOUT_RDEV) } else { node };
-        Ok(Blueprint { node, mode, uid: caller.uid, gid, acl, over_whiteout, in_place: in_place && !escaped, escaped })
+        Ok(Blueprint { node, mode, uid: caller_uid, gid, acl, over_whiteout, in_place: in_place && !escaped, escaped })
     }
 
     /// One system call: an object with this mode, owned by whom this process makes things as.
@@ -233,7 +234,7 @@ impl<T: UpperTree> Union<T> {
         Ok((node, file))
     }
 
-    fn dress(&self, node: &T::Node, plan: &Blueprint) -> Result<()> {
+    pub(crate) fn dress(&self, node: &T::Node, plan: &Blueprint) -> Result<()> {
         let layer = self.upper()?;
         let tree = &layer.tree;
         tree.set_owner(node, Some(plan.uid), Some(plan.gid)).attempt("chown a new object")?;
@@ -289,14 +290,14 @@ impl<T: UpperTree> Union<T> {
             return Err(Error::NotPermitted("hard link to a directory"));
         }
         self.upper()?;
-        if inode.a_name().is_none() {
+        if !inode.may_be_linked() {
             return Err(Error::NotFound);
         }
         self.copy_up(&inode, Content::Whole)?;
         self.copy_up(&parent, Content::Whole)?;
         let part = parent.as_dir()?;
         let dir = part.state.write();
-        if dir.dead || inode.a_name().is_none() {
+        if dir.dead || !inode.may_be_linked() {
             return Err(Error::NotFound);
         }
         let Resolved::Absent { whiteout } = self.resolve(&parent, name)? else { return Err(Error::Exists) };
@@ -319,6 +320,8 @@ impl<T: UpperTree> Union<T> {
             tree.link(node, to).attempt("link")?;
         }
         inode.add_name(&parent, name);
+        // Once, as the kernel has it (I_LINKABLE): when it loses this name it stays without.
+        inode.linkable.store(false, Ordering::Relaxed);
         self.list_insert(&parent, name, &inode);
         drop(dir);
         self.entered(&inode)

@@ -49,6 +49,9 @@ pub enum Error {
     /// The inode is not known (any more), or its object in a layer became another one behind our back.
     #[error("stale: {0}")]
     Stale(&'static str),
+    /// The caller has no ids here, or an object shall get none.
+    #[error("no user or group id")]
+    NoIds,
     /// The handle is unknown or not open for this.
     #[error("bad file handle")]
     BadHandle,
@@ -88,6 +91,7 @@ impl Error {
             Self::NameTooLong => Errno::NAMETOOLONG,
             Self::Invalid(_) => Errno::INVAL,
             Self::Stale(_) => Errno::STALE,
+            Self::NoIds => Errno::OVERFLOW,
             Self::BadHandle => Errno::BADF,
             Self::NoAttribute => Errno::NODATA,
             Self::Unrepresentable(_) | Self::Damaged(_) => Errno::IO,

@@ -79,6 +79,8 @@ pub(crate) struct Inode<T: Tree> {
     pub(crate) indexed: AtomicBool,
     /// A name was removed and none is left: the link count is 0.
     pub(crate) nameless: AtomicBool,
+    /// It was made without a name, and may get one.
+    pub(crate) linkable: AtomicBool,
     pub(crate) dir: Option<Box<DirPart>>,
     table: Weak<Table<T>>,
 }
@@ -329,6 +331,7 @@ impl<T: Tree> Table<T> {
             executed: AtomicU32::new(0),
             indexed: AtomicBool::new(false),
             nameless: AtomicBool::new(false),
+            linkable: AtomicBool::new(false),
             dir,
             table: Arc::downgrade(self),
         })

@@ -17,7 +17,9 @@ mod copy_up;
 mod data;
 mod dir;
 mod error;
+mod export;
 mod file;
+mod identity;
 mod ino;
 mod inode;
 mod layer;
@@ -28,6 +30,7 @@ mod readdir;
 mod rename;
 mod resolve;
 mod sync;
+mod tmpfile;
 mod union;
 mod xattr;
 

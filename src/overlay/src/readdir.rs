@@ -274,6 +274,11 @@ impl<T: UpperTree> Union<T> {
         Ok(listed)
     }
 
+    /// The names that show in a directory, and the numbers of what they mean. The caller holds its DIR lock.
+    pub(crate) fn numbers(&self, dir: &Inode<T>) -> Result<impl Iterator<Item = (Name, Ino)>> {
+        Ok(self.merged_entries(dir)?.into_iter().map(|listed| (listed.name, listed.ino)))
+    }
+
     /// The names that show in a directory given by its parts, each with what the topmost layer that has it says.
     ///
     /// Errors: those of the layers. A name that no union can hold (over 255 bytes) is left out.

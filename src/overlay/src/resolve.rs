@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use plyfs_format::{ESCAPED_WHITEOUT_RDEV, MarkKind, Nlink, Opaque, Origin, Redirect, XattrClass, classify_xattr, is_whiteout_device};
 use plyfs_sys::stat::{Kind, Stat};
 
-use crate::backend::{Handle, ObjectId, Tree, UpperTree};
+use crate::backend::{ObjectId, Tree, UpperTree};
 use crate::data::Far;
 use crate::error::{Attempt, Error, Result};
 use crate::inode::{Inode, NewInode};
@@ -316,16 +316,7 @@ impl<T: UpperTree> Union<T> {
 
     /// The lower object that an origin mark names, and its link count, if it still exists and is of the same kind.
     fn verify_origin(&self, mark: &Origin, kind: Kind) -> Result<Option<(ObjectId, u32)>> {
-        let handle =
-            Handle { uuid: mark.uuid, handle: plyfs_sys::handle::FileHandle { kind: i32::from(mark.fid_type), bytes: mark.fid.clone() } };
-        for layer in &self.one_of_each {
-            if let Some(stat) = self.lower_layer(*layer)?.tree.by_handle(&handle).attempt("open the origin's handle")?
-                && stat.kind == kind
-            {
-                return Ok(Some((ObjectId::of(&stat), stat.nlink)));
-            }
-        }
-        Ok(None)
+        Ok(self.origin_stat(mark, kind)?.map(|stat| (ObjectId::of(&stat), stat.nlink)))
     }
 
     /// Resolves a name in a live directory. The caller holds its DIR lock.

@@ -33,6 +33,8 @@ pub struct Behaviour {
 }
 
 /// Who asks: what a created object gets as its owner.
+///
+/// An id of `u32::MAX` is none: the kernel leaves the ids out of most requests through an idmapped mount. Such a caller is never taken for root, and makes nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Caller {
     /// fsuid, as the filesystem's own user namespace sees it.
@@ -49,6 +51,18 @@ pub enum Event {
     /// The attributes of an inode changed by something that its own operation does not tell: a copy-up.
     Attributes(Ino),
 }
+
+impl Caller {
+    /// Owner and group of what the caller makes.
+    ///
+    /// Errors: EOVERFLOW without ids (as the kernel's `may_create`).
+    pub(crate) fn ids(&self) -> Result<(u32, u32)> {
+        if self.uid == NO_ID || self.gid == NO_ID { Err(Error::NoIds) } else { Ok((self.uid, self.gid)) }
+    }
+}
+
+/// What stands for no id, in requests as in chown(2).
+pub(crate) const NO_ID: u32 = u32::MAX;
 
 type Observer = Box<dyn Fn(Event) + Send + Sync>;
 

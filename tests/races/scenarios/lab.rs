@@ -2,7 +2,7 @@
 //!
 //! | path | in the lower layer |
 //! | --- | --- |
-//! | `a`, `a/sub`, `b`, `empty` | directories |
+//! | `a`, `a/sub`, `b`, `b/d`, `empty` | directories |
 //! | `a/f`, `a/sub/g`, `b/f` | files with their own paths in them |
 //! | `h1`, `a/h2`, `b/h3` | names of one file |
 
@@ -47,6 +47,7 @@ impl Layers {
         };
         let (a, b) = (dir(&root, "a"), dir(&root, "b"));
         let sub = dir(&a, "sub");
+        dir(&b, "d");
         dir(&root, "empty");
         file(&a, "f", "a/f");
         file(&sub, "g", "a/sub/g");
@@ -93,7 +94,7 @@ pub(crate) struct Held {
     by_path: BTreeMap<&'static str, Ino>,
 }
 
-const PATHS: [&str; 10] = ["a", "a/sub", "b", "empty", "a/f", "a/sub/g", "b/f", "h1", "a/h2", "b/h3"];
+const PATHS: [&str; 11] = ["a", "a/sub", "b", "b/d", "empty", "a/f", "a/sub/g", "b/f", "h1", "a/h2", "b/h3"];
 
 impl Held {
     fn new(union: &Union<MemTree>, paths: &[&'static str]) -> Self {

@@ -43,6 +43,8 @@ fn copy_up_against_rename() {
 #[test]
 fn rename_crossed_with_rename() {
     Scenario::of(&[&[Rename("", "a", "b", "a")], &[Rename("", "b", "a", "b")]]).check();
+    // Each into the other, by four directories: together they would leave the tree.
+    Scenario::of(&[&[Rename("a", "sub", "b/d", "sub")], &[Rename("b", "d", "a/sub", "d")]]).check();
     Scenario::of(&[&[Rename("a", "f", "b", "f")], &[Rename("b", "f", "a", "f")]]).check();
     Scenario::of(&[&[Exchange("a", "f", "b", "f")], &[Rename("b", "f", "a", "g")], &[Unlink("a", "f")]]).check();
     Scenario::of(&[&[Rename("", "a", "", "c")], &[Rename("", "b", "", "c")], &[Rename("", "empty", "", "c")]]).check();
@@ -53,6 +55,13 @@ fn rename_crossed_with_rename() {
 fn links_against_links() {
     Scenario::of(&[&[Link("a/f", "b", "l"), Stat("a/f")], &[Unlink("a", "f")]]).check();
     Scenario::of(&[&[Link("a/f", "b", "l")], &[Rename("b", "f", "b", "l")]]).check();
+}
+
+#[test]
+fn look_up_against_removing() {
+    Scenario::of(&[&[Visit("a", "f")], &[Unlink("a", "f"), Chmod("a/f", 0o600)]]).check();
+    Scenario::of(&[&[Visit("a", "f")], &[Rename("a", "f", "b", "f2"), Unlink("b", "f2"), Link("a/f", "b", "l")]]).check();
+    Scenario::of(&[&[Visit("", "empty")], &[Rmdir("", "empty"), Create("empty", "new")]]).check();
 }
 
 #[test]

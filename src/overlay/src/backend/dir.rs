@@ -23,7 +23,7 @@ use plyfs_sys::{Errno, OFlags, RenameFlags, Result, create, handle, io, statfs, 
 
 use self::fds::{FdCache, Pinned};
 pub use self::open::{LayerOpenError, check_overlap};
-use super::{Handle, ObjectId, Place, RawEntry, Rename, Seek, Tree, UpperTree};
+use super::{Handle, ObjectId, Place, RawEntry, Rename, Seek, Trace, Tree, UpperTree};
 use crate::name::Name;
 use crate::sync::AtomicBool;
 
@@ -187,6 +187,20 @@ impl DirTree {
         Ok(DirFile(fd))
     }
 
+    /// Opens what a handle names, wherever it is on the layer's filesystem: nobody may be given this descriptor.
+    fn open_handle(&self, handle: &Handle) -> Result<Option<OwnedFd>> {
+        if self.uuid != Some(handle.uuid) {
+            return Ok(None);
+        }
+        let root = self.dir_fd(&self.root)?;
+        match handle::open_handle(root.as_fd(), &handle.handle) {
+            Ok(fd) => Ok(Some(fd)),
+            // ESTALE: gone. EINVAL: not a handle of this filesystem. EPERM: without CAP_DAC_READ_SEARCH handles cannot be opened.
+            Err(Errno::STALE | Errno::INVAL | Errno::PERM | Errno::OPNOTSUPP) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+
     /// The node of what was just made at `at`.
     fn made(&self, at: Place<'_, DirNode>) -> Result<DirNode> {
         let stat = self.in_dir(at, |dir, name| at::stat(At::Name(dir, name)))?;
@@ -202,6 +216,21 @@ fn open_checked(node: &DirNode, at: At<'_>) -> Result<OwnedFd> {
     let fd = at::open_path(at)?;
     check(node, &at::stat(At::Fd(fd.as_fd()))?)?;
     Ok(fd)
+}
+
+/// The name of a directory in the one above it; by its number there, or, where a directory is the root of a subvolume and has two, by a look at each.
+fn name_of(above: BorrowedFd<'_>, id: ObjectId) -> Result<Option<Name>> {
+    let entries = plyfs_sys::dir::read_dir(above)?;
+    let (likely, others): (Vec<_>, Vec<_>) = entries.into_iter().partition(|entry| entry.ino == id.ino);
+    for entry in likely.into_iter().chain(others) {
+        let Some(name) = Name::new(&entry.name).ok().filter(|_| entry.kind.is_none_or(|kind| kind == Kind::Dir)) else { continue };
+        match at::stat(At::Name(above, &name)) {
+            Ok(stat) if ObjectId::of(&stat) == id => return Ok(Some(name)),
+            Ok(_) | Err(Errno::NOENT) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(None)
 }
 
 /// Without xattrs there is no attribute: not an error of the layer.
@@ -294,17 +323,32 @@ impl Tree for DirTree {
         }
     }
 
+    fn trace(&self, handle: &Handle) -> Result<Option<Trace>> {
+        let Some(mut at) = self.open_handle(handle)? else { return Ok(None) };
+        let mut stat = at::stat(At::Fd(at.as_fd()))?;
+        let mut way = Trace::new();
+        while stat.kind == Kind::Dir && ObjectId::of(&stat) != self.root.0.id {
+            let above = match tree::open_parent(at.as_fd()) {
+                // ENOENT: the layer's own mount does not hold it.
+                Err(Errno::NOENT) => return Ok(None),
+                other => other?,
+            };
+            let id = ObjectId::of(&stat);
+            let stat_above = at::stat(At::Fd(above.as_fd()))?;
+            // The filesystem's root, and the layer's was not on the way.
+            if ObjectId::of(&stat_above) == id {
+                return Ok(None);
+            }
+            let Some(name) = name_of(above.as_fd(), id)? else { return Ok(None) };
+            way.push((name, id));
+            (at, stat) = (above, stat_above);
+        }
+        way.reverse();
+        Ok((stat.kind == Kind::Dir).then_some(way))
+    }
+
     fn by_handle(&self, handle: &Handle) -> Result<Option<Stat>> {
-        if self.uuid != Some(handle.uuid) {
-            return Ok(None);
-        }
-        let root = self.dir_fd(&self.root)?;
-        match handle::open_handle(root.as_fd(), &handle.handle) {
-            Ok(fd) => at::stat(At::Fd(fd.as_fd())).map(Some),
-            // ESTALE: gone. EINVAL: not a handle of this filesystem. EPERM: without CAP_DAC_READ_SEARCH handles cannot be opened.
-            Err(Errno::STALE | Errno::INVAL | Errno::PERM | Errno::OPNOTSUPP) => Ok(None),
-            Err(errno) => Err(errno),
-        }
+        self.open_handle(handle)?.map(|fd| at::stat(At::Fd(fd.as_fd()))).transpose()
     }
 }
 

@@ -16,7 +16,7 @@ use plyfs_sys::stat::{Kind, Stat, Time};
 use plyfs_sys::statfs::StatFs;
 use plyfs_sys::{Errno, Result};
 
-use super::{Handle, ObjectId, Place, RawEntry, Rename, Seek, Tree, UpperTree};
+use super::{Handle, ObjectId, Place, RawEntry, Rename, Seek, Trace, Tree, UpperTree};
 use crate::name::Name;
 use crate::sync::AtomicU64;
 
@@ -323,6 +323,21 @@ impl Tree for MemTree {
         uuid[8..].copy_from_slice(&node.0.id.dev.to_le_bytes());
         let handle = FileHandle { kind: 1, bytes: node.0.id.ino.to_le_bytes().to_vec() };
         Ok(Some(Handle { uuid, handle }))
+    }
+
+    fn trace(&self, handle: &Handle) -> Result<Option<Trace>> {
+        let Some(stat) = self.by_handle(handle)?.filter(|stat| stat.kind == Kind::Dir) else { return Ok(None) };
+        let mut todo = vec![(self.root.clone(), Trace::new())];
+        while let Some((dir, way)) = todo.pop() {
+            if dir.0.id.ino == stat.ino {
+                return Ok(Some(way));
+            }
+            let state = dir.0.state.lock();
+            for (name, node) in state.entries.iter().filter(|(_, node)| node.0.kind == Kind::Dir) {
+                todo.push((node.clone(), [&way[..], &[(name.clone(), node.0.id)]].concat()));
+            }
+        }
+        Ok(None)
     }
 
     fn by_handle(&self, handle: &Handle) -> Result<Option<Stat>> {

@@ -55,6 +55,9 @@ pub struct Handle {
     pub handle: FileHandle,
 }
 
+/// A way down from a layer's root.
+pub type Trace = Vec<(Name, ObjectId)>;
+
 /// Where to look for in a file: `SEEK_DATA` or `SEEK_HOLE` of lseek(2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Seek {
@@ -130,6 +133,9 @@ pub trait Tree: Send + Sync + 'static {
     fn statfs(&self) -> Result<StatFs>;
     /// A persistent handle of an object; `None` where the filesystem has none.
     fn handle(&self, node: &Self::Node) -> Result<Option<Handle>>;
+    /// Where a directory is: the names from the layer's root down to it, each with what it names. `None` for a handle that opens nothing, another kind, or a directory outside of
+    /// the layer.
+    fn trace(&self, handle: &Handle) -> Result<Option<Trace>>;
     /// The object behind a handle; `None` if it is of another filesystem, is gone, or handles may not be opened here.
     fn by_handle(&self, handle: &Handle) -> Result<Option<Stat>>;
 }

@@ -1,0 +1,11 @@
+//! What the union can and its present transport cannot carry: files without a name, times of birth, file handles, callers without ids. Each test runs on layers in memory and
+//! on real directories, which need root.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod birth;
+mod callers;
+mod export;
+mod lab;
+#[path = "../../../../tests/common/skip.rs"]
+mod skip;
+mod tmpfile;
