@@ -13,6 +13,7 @@ use plyfs_sys::signal::SignalWaiter;
 use plyfs_sys::{Errno, limits, process, stat};
 
 use super::fail::failure;
+use super::layers;
 use super::mounts::SUBTYPE;
 use super::record::{self, Record, Written};
 use super::text::Text;
@@ -104,13 +105,13 @@ fn mount_refused(at: &str, error: &mount::MountError) -> anyhow::Error {
 struct Roots(Vec<i32>);
 
 fn union(params: &Params) -> anyhow::Result<(Arc<Union<DirTree>>, Roots)> {
-    let lowers: Box<[_]> = params.lowers.iter().map(|path| DirTree::lower(path).map(Layer::trusted)).collect::<Result<_, _>>()?;
+    let lowers = layers::open(&params.lowers, &params.data)?;
     let upper = match &params.writable {
         Some(place) => Some(Layer::trusted(upper::open(place, atime_flags(params))?)),
         None => None,
     };
     let roots = Roots(lowers.iter().chain(&upper).filter_map(|layer| layer.tree.root_number()).collect());
-    let behaviour = behaviour(params.volatile, params.live_lowers);
+    let behaviour = Behaviour { metacopy: params.metacopy, ..behaviour(params.volatile, params.live_lowers) };
     Ok((make_union(LayerStack { upper, lowers }, behaviour)?, roots))
 }
 
@@ -185,6 +186,7 @@ fn write_record(plan: &Plan, dev: (u32, u32), roots: &Roots) -> Option<Written> 
             let path = Text::from(path.as_path());
             match (what, fds.next()) {
                 ("lowerdir", Some(fd)) => record.lowers.push(record::Layer { path, fd }),
+                ("datadir", Some(fd)) => record.data.push(record::Layer { path, fd }),
                 ("upperdir", Some(fd)) => record.upper = Some(record::Layer { path, fd }),
                 _ => record.work = Some(path),
             }

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use plyfs_format::Change;
-use plyfs_overlay::params::parse_paths;
+use plyfs_overlay::params::{Lowers, parse_paths};
 use plyfs_overlay::{ChangeOptions, DirTree, Layer, LayerStack, changes_of, check_overlap};
 
 use super::fail::failure;
 use super::operand::{self, Known, Type};
-use super::record::Record;
-use super::{mounts, output};
+use super::record::{self, Record};
+use super::{layers, mounts, output};
 
 /// Show what was added, changed and deleted.
 ///
@@ -27,7 +27,7 @@ pub(crate) struct Args {
     /// Compare this upper directory, which need not be mounted
     #[arg(long, value_name = "DIR", requires = "lower")]
     upper: Option<PathBuf>,
-    /// With these lower directories, the topmost first
+    /// With these lower directories, the topmost first; a '::' precedes a data-only one
     #[arg(long, value_name = "DIR[:DIR...]", requires = "upper")]
     lower: Option<OsString>,
     #[command(flatten)]
@@ -64,7 +64,7 @@ pub(crate) fn main(args: Args) -> anyhow::Result<ExitCode> {
         (None, Some(upper), Some(lower)) => {
             let lowers = parse_paths("--lower", lower)?;
             let layers: Vec<(&'static str, &Path)> =
-                lowers.iter().map(|lower| ("lowerdir", lower.as_path())).chain([("upperdir", upper.as_path())]).collect();
+                lowers.all().map(|lower| ("lowerdir", lower.as_path())).chain([("upperdir", upper.as_path())]).collect();
             check_overlap(&layers)?;
             of_layers(&format!("diff {}", upper.display()), upper, &lowers, &args.show.options())?
         }
@@ -95,13 +95,14 @@ fn of_operand(operand: &OsStr, forced: Option<Type>, options: &ChangeOptions) ->
         return Err(failure(&at, why, "give --upper and --lower"));
     };
     let Some(upper) = &record.upper else { return Ok(Vec::new()) };
-    let lowers: Vec<PathBuf> = record.lowers.iter().map(|lower| record.way_to(lower)).collect();
+    let ways = |layers: &[record::Layer]| layers.iter().map(|layer| record.way_to(layer)).collect();
+    let lowers = Lowers { merged: ways(&record.lowers), data: ways(&record.data) };
     of_layers(&at, &record.way_to(upper), &lowers, options)
 }
 
-fn of_layers(at: &str, upper: &Path, lowers: &[PathBuf], options: &ChangeOptions) -> anyhow::Result<Vec<Change>> {
+fn of_layers(at: &str, upper: &Path, lowers: &Lowers, options: &ChangeOptions) -> anyhow::Result<Vec<Change>> {
     let upper = Some(Layer::trusted(DirTree::upper_readonly(upper)?));
-    let lowers = lowers.iter().map(|lower| DirTree::lower(lower).map(Layer::trusted)).collect::<Result<_, _>>()?;
+    let lowers = layers::open(&lowers.merged, &lowers.data)?;
     compare(at, LayerStack { upper, lowers }, options)
 }
 

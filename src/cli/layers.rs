@@ -6,7 +6,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use plyfs_format::Dialect;
-use plyfs_overlay::{DirTree, Layer, LayerStack};
+use plyfs_overlay::{DirTree, Layer, LayerOpenError, LayerStack};
 use plyfs_sys::at::{self, At, SetTime, XattrMode};
 use plyfs_sys::mount::{self, MountAttrFlags, Propagation, SetAttr};
 use plyfs_sys::{Errno, root};
@@ -88,6 +88,12 @@ pub(crate) fn host_lower(mountpoint: &Path) -> Result<OwnedFd, Errno> {
 pub(crate) fn lower(fd: BorrowedFd<'_>) -> anyhow::Result<DirTree> {
     let copy = fd.try_clone_to_owned()?;
     DirTree::lower_from_fd(copy).map_err(|errno| failure("a lower layer", errno, "see that root can read it"))
+}
+
+/// Opens the lowers of a stack, the topmost first: those that merge, and those that hold only data.
+pub(crate) fn open(merged: &[PathBuf], data: &[PathBuf]) -> Result<Box<[Layer<DirTree>]>, LayerOpenError> {
+    let merged = merged.iter().map(|path| DirTree::lower(path).map(Layer::trusted));
+    merged.chain(data.iter().map(|path| DirTree::lower(path).map(Layer::data_only))).collect()
 }
 
 /// A stack on lowers that are open.

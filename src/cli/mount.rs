@@ -18,8 +18,11 @@ use super::{mounts, trace};
 const OPTIONS: &str = "\
 Options, separated by commas or given by several -o:
   lowerdir=A:B      directories to show, A over B; lowerdir+=A adds one below the others
+  datadir+=D        directory that is not shown, with the data of files of which A or B hold the
+                    metadata only; in the short form lowerdir=A:B::D
   upperdir=U        directory that takes the changes; without it the union is read-only
   workdir=W         empty directory on the filesystem of U; goes with upperdir
+  metacopy=on       changed owners, modes, times and attributes copy no data to U
   lower=live        others change the lower directories while they are mounted
   volatile          do not wait for the disk; after a crash of the machine U is not to be trusted
   fsname=NAME       what the mount table shows as the source [default: plyfs]
@@ -160,7 +163,7 @@ fn check_mountpoint(place: &Path) -> anyhow::Result<PathBuf> {
 
 /// A mount inside of its own upper or work directory would show itself, and ask itself what it shows.
 fn check_outside(layers: &[(&'static str, &Path)], mountpoint: &Path) -> anyhow::Result<()> {
-    for (what, path) in layers.iter().filter(|(what, _)| *what != "lowerdir") {
+    for (what, path) in layers.iter().filter(|(what, _)| matches!(*what, "upperdir" | "workdir")) {
         let path =
             path.canonicalize().map_err(|error| failure(format_args!("{what} {}", path.display()), error, "see that it can be reached"))?;
         if mountpoint != path && mountpoint.starts_with(&path) {

@@ -44,6 +44,9 @@ pub(crate) struct Record {
     pub(crate) options: Text,
     /// Topmost first.
     pub(crate) lowers: Vec<Layer>,
+    /// The data-only layers, topmost first.
+    #[serde(default)]
+    pub(crate) data: Vec<Layer>,
     /// `None` for a read-only union.
     pub(crate) upper: Option<Layer>,
     /// `None` for a read-only union.
@@ -99,7 +102,7 @@ impl Record {
         let pid = std::process::id();
         let started = started(pid).ok_or_else(|| io::Error::from(ErrorKind::NotFound))?;
         let mountpoint = Text::from(mountpoint);
-        Ok(Self { version: VERSION, dev, pid, started, mountpoint, options, lowers: Vec::new(), upper: None, work: None })
+        Ok(Self { version: VERSION, dev, pid, started, mountpoint, options, lowers: Vec::new(), data: Vec::new(), upper: None, work: None })
     }
 
     /// Writes it, at once or not at all.

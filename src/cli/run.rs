@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use plyfs_format::Change;
 use plyfs_fuse::ServeOptions;
-use plyfs_overlay::params::parse_paths;
+use plyfs_overlay::params::{Lowers, parse_paths};
 use plyfs_overlay::{ChangeOptions, DirTree, Layer, LayerOpenError, LayerStack, check_overlap};
 use plyfs_runtime::{FdIndex, InnerPath, Launcher, Root, Spec};
 use plyfs_sys::mount::FuseOptions;
@@ -18,7 +18,7 @@ use plyfs_sys::root;
 use super::fail::{failure, need_root};
 use super::layers::{Pair, make_dir};
 use super::store::{Scratch, Store};
-use super::{daemon, diff, mount, output};
+use super::{daemon, diff, layers, mount, output};
 
 const MORE: &str = "\
 The directories are not changed: what the command writes goes to a layer of its own, which is
@@ -30,7 +30,7 @@ cannot be executed, 125 if plyfs failed.";
 #[derive(Debug, clap::Args)]
 #[command(after_help = MORE)]
 pub(crate) struct Args {
-    /// The directories, the topmost first
+    /// The directories, the topmost first; a '::' precedes a data-only one
     #[arg(long, value_name = "DIR[:DIR...]")]
     rootfs: OsString,
     /// Keep the changes in this directory, made if need be
@@ -68,11 +68,12 @@ struct Place {
 /// Does it.
 pub(crate) fn main(args: Args, root: Option<PathBuf>) -> anyhow::Result<ExitCode> {
     need_root("run")?;
-    let lowers = absolute("rootfs", parse_paths("--rootfs", &args.rootfs)?)?;
+    let Lowers { merged, data } = parse_paths("--rootfs", &args.rootfs)?;
+    let lowers = Lowers { merged: absolute("rootfs", merged)?, data: absolute("rootfs", data)? };
     let env = environment(&args.env)?;
     mount::check_fuse("run")?;
     let opened = lowers
-        .iter()
+        .all()
         .map(|lower| {
             root::open_dir(lower)
                 .map_err(|errno| failure(format_args!("rootfs {}", lower.display()), errno, "create it, or correct the path"))
@@ -109,12 +110,12 @@ pub(crate) fn main(args: Args, root: Option<PathBuf>) -> anyhow::Result<ExitCode
     Ok(ExitCode::from(status.code()))
 }
 
-fn changes(lowers: &[PathBuf], upper: &Path) -> anyhow::Result<Vec<Change>> {
+fn changes(lowers: &Lowers, upper: &Path) -> anyhow::Result<Vec<Change>> {
     diff::compare("run --diff", stack(lowers, DirTree::upper_readonly(upper)?)?, &ChangeOptions::default())
 }
 
-fn stack(lowers: &[PathBuf], upper: DirTree) -> anyhow::Result<LayerStack<DirTree>> {
-    let lowers = lowers.iter().map(|path| DirTree::lower(path).map(Layer::trusted)).collect::<Result<_, _>>()?;
+fn stack(lowers: &Lowers, upper: DirTree) -> anyhow::Result<LayerStack<DirTree>> {
+    let lowers = layers::open(&lowers.merged, &lowers.data)?;
     Ok(LayerStack { upper: Some(Layer::trusted(upper)), lowers })
 }
 
@@ -126,13 +127,13 @@ fn absolute(what: &str, paths: Vec<PathBuf>) -> anyhow::Result<Vec<PathBuf>> {
 }
 
 /// Makes the writable layer, after all that can be known to fail.
-fn place(args: &Args, lowers: &[PathBuf], like: Option<&OwnedFd>, root: Option<PathBuf>) -> anyhow::Result<Place> {
+fn place(args: &Args, lowers: &Lowers, like: Option<&OwnedFd>, root: Option<PathBuf>) -> anyhow::Result<Place> {
     let like = like.ok_or_else(|| failure("--rootfs", "no directory is given", "give one or more, with colons between them"))?;
-    let mut layers: Vec<(&'static str, &Path)> = lowers.iter().map(|lower| ("rootfs", lower.as_path())).collect();
+    let mut layers: Vec<(&'static str, &Path)> = lowers.all().map(|lower| ("rootfs", lower.as_path())).collect();
     check_overlap(&layers)?;
     let Some(upper) = &args.upper else {
         let store = Store::at(root)?;
-        if let Some(lower) = lowers.iter().filter_map(|lower| lower.canonicalize().ok()).find(|lower| store.path().starts_with(lower)) {
+        if let Some(lower) = lowers.all().filter_map(|lower| lower.canonicalize().ok()).find(|lower| store.path().starts_with(lower)) {
             let why = format!("the state directory {} is in it", store.path().display());
             let remedy = "take another state directory with --root DIR; for a view of this machine use 'plyfs try'";
             return Err(failure(format_args!("rootfs {}", lower.display()), why, remedy));
@@ -154,7 +155,7 @@ fn place(args: &Args, lowers: &[PathBuf], like: Option<&OwnedFd>, root: Option<P
         layers.push((what, nearest));
         if nearest == path.as_path() {
             check_overlap(&layers)?;
-        } else if let Some(inside) = lowers.iter().filter_map(|lower| lower.canonicalize().ok()).find(|lower| is_in(nearest, lower)) {
+        } else if let Some(inside) = lowers.all().filter_map(|lower| lower.canonicalize().ok()).find(|lower| is_in(nearest, lower)) {
             let why = format!("it would be inside rootfs {}", inside.display());
             return Err(failure(format_args!("{what} {}", path.display()), why, "layers must not overlap: give a directory outside"));
         }

@@ -115,9 +115,9 @@ fn options_that_are_unknown_contradictory_or_not_supported_are_refused() {
     for (options, begin) in [
         ("lowerdir=a,nonsense", "option nonsense: unknown; "),
         ("lowerdir=a,squash_to_uid=1", "option squash_to_uid=1: "),
-        ("lowerdir=a,metacopy=on", "option metacopy=on: "),
+        ("lowerdir=a,metacopy=maybe", "option metacopy=maybe: "),
         ("lowerdir=a,userxattr", "option userxattr: "),
-        ("lowerdir=a::b", "option lowerdir: "),
+        ("lowerdir=a:::b", "option lowerdir: three colons follow each other; "),
         ("lowerdir=a,upperdir=u", "option upperdir: given without workdir; "),
         ("lowerdir=a,workdir=w", "option workdir: given without upperdir; "),
         ("lowerdir=a:a", "option lowerdir: a is named twice; "),

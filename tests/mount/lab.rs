@@ -60,6 +60,10 @@ enum Server {
 
 pub(crate) struct Lab {
     pub(crate) lowers: Vec<PathBuf>,
+    /// Data-only layers, below the lowers.
+    pub(crate) data: Vec<PathBuf>,
+    /// More options, each with its comma before it.
+    pub(crate) more: &'static str,
     pub(crate) upper: PathBuf,
     pub(crate) work: PathBuf,
     /// Of the server.
@@ -91,7 +95,21 @@ impl Lab {
             path
         });
         let lowers = vec![lower];
-        Lab { lowers, upper, work, umask: 0o022, max_files: None, watch: true, mnt, server: None, before: None, others: Vec::new(), dir }
+        Lab {
+            lowers,
+            data: Vec::new(),
+            more: "",
+            upper,
+            work,
+            umask: 0o022,
+            max_files: None,
+            watch: true,
+            mnt,
+            server: None,
+            before: None,
+            others: Vec::new(),
+            dir,
+        }
     }
 
     /// A path in the lab itself.
@@ -142,10 +160,15 @@ impl Lab {
     pub(crate) fn options(&self) -> OsString {
         let mut options = OsString::from("lowerdir=");
         options.push(self.lowers.iter().map(|path| path.as_os_str()).collect::<Vec<_>>().join(OsStr::new(":")));
+        for data in &self.data {
+            options.push("::");
+            options.push(data);
+        }
         options.push(",upperdir=");
         options.push(&self.upper);
         options.push(",workdir=");
         options.push(&self.work);
+        options.push(self.more);
         options
     }
 
@@ -158,7 +181,7 @@ impl Lab {
         let with = std::env::var_os("PLYFS_TEST_WITH").unwrap_or_default();
         if with == "overlay" {
             let mut options = self.options();
-            options.push(",redirect_dir=on,index=on,metacopy=off,xino=auto");
+            options.push(",redirect_dir=on,index=on,xino=auto");
             run(Command::new("mount").args(["-t", "overlay", "overlay", "-o"]).arg(options).arg(&self.mnt));
             self.server = Some(Server::Kernel);
             return;

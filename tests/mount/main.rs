@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `data` | readers and writers of one file, mappings, unlinked and replaced files, holes |
 //! | `copy_up` | what a copy-up keeps, and what is left when it fails or is killed |
+//! | `metacopy` | metadata that changes without its data, data-only layers |
 //! | `names` | deleted and made again, renamed, linked, whited out |
 //! | `listing` | directories read while they change, numbers of inodes |
 //! | `rights` | setuid, ACLs, setgid directories, umask, xattrs: as a plain directory has them |
@@ -20,6 +21,7 @@ mod data;
 mod lab;
 mod life;
 mod listing;
+mod metacopy;
 mod names;
 mod rights;
 #[path = "../common/skip.rs"]

@@ -6,6 +6,7 @@
 //!
 //! | module | holds |
 //! | --- | --- |
+//! | [`before`] | the value of the mark of a metacopy into which data is being copied |
 //! | [`dialect`] | which of the three ways to write marks a layer uses |
 //! | [`mark`] | the marks that are extended attributes: names, hiding, escaping, the value of the opaque mark |
 //! | [`redirect`] | the value of the redirect mark |
@@ -14,6 +15,7 @@
 //! | [`change`] | `A`, `C` and `D` of a path, as text and as JSON |
 #![forbid(unsafe_code)]
 
+pub mod before;
 pub mod change;
 pub mod dialect;
 pub mod mark;
@@ -22,6 +24,7 @@ pub mod origin;
 pub mod redirect;
 pub mod whiteout;
 
+pub use before::{Before, Moment};
 pub use change::{Change, ChangeKind};
 pub use dialect::Dialect;
 pub use mark::{

@@ -39,6 +39,8 @@ pub enum MarkKind {
     /// On a character device with number [`crate::ESCAPED_WHITEOUT_RDEV`]: a user made a device 0:0, which on disk would be a whiteout. Of plyfs
     /// alone; kernel overlayfs hides the mark and shows the device with the number on disk.
     Device,
+    /// On a metacopy into which data is being copied: the metadata from before; see [`crate::before::Before`]. Of plyfs alone.
+    Before,
 }
 
 /// One row a mark: kind, suffix, and the full name under each prefix.
@@ -87,6 +89,7 @@ marks! {
     Uuid "uuid"
     Protattr "protattr"
     Device "plyfs.device"
+    Before "plyfs.before"
 }
 
 /// The name under which a mark is *written* in a layer of `dialect`; `None` when the dialect keeps no mark in attributes.

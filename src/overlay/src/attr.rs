@@ -11,6 +11,7 @@ use plyfs_sys::statfs::StatFs;
 
 use crate::backend::UpperTree;
 use crate::copy_up::Content;
+use crate::data::as_before;
 use crate::error::{Attempt, Error, Result};
 use crate::file::HandleId;
 use crate::ino::Ino;
@@ -114,13 +115,7 @@ impl<T: UpperTree> Union<T> {
         // A directory's mtime is put back after a copy-up below it, under the DIR lock: shared, nobody sees it in between.
         let _dir = inode.dir.as_deref().map(|part| part.state.read());
         let (layer, node) = self.top(inode)?;
-        let mut stat = loop {
-            let turn = inode.arrival.turn();
-            let mut stat = layer.tree.stat(node).attempt("stat")?;
-            if inode.arrival.veil(turn, &mut stat) {
-                break stat;
-            }
-        };
+        let mut stat = inode.arrival.look(|| layer.tree.stat(node).attempt("stat"), as_before)?;
         self.count_blocks(inode, &mut stat)?;
         if self.is_escaped_device(layer, node, &stat)? {
             stat.rdev = WHITEOUT_RDEV;
@@ -167,7 +162,7 @@ impl<T: UpperTree> Union<T> {
         };
         let file = self.copy_up(&inode, content)?;
         {
-            let _still = inode.while_data_stays();
+            let _still = self.while_data_stays(&inode)?;
             let _dir = inode.dir.as_deref().map(|part| part.state.write());
             let tree = &self.upper()?.tree;
             let node = self.upper_node(&inode)?;

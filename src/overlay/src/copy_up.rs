@@ -163,7 +163,7 @@ impl<T: UpperTree> Union<T> {
                 }
                 Content::Whole | Content::Metadata => {
                     let restart = || upper.tree.truncate(file, 0).attempt("truncate the copy");
-                    staged.stat = self.copy_content(inode, file, staged.stat, &restart)?;
+                    staged.stat = self.copy_content(inode, file, staged.stat, false, &restart)?;
                 }
             }
         }
@@ -213,7 +213,14 @@ impl<T: UpperTree> Union<T> {
 
     /// Copies the lower data and makes sure that it is what the lower file held at one moment. `stat` is the metadata of the object that shows; returns that of the
     /// moment. `restart` makes the target as it was before.
-    pub(crate) fn copy_content(&self, inode: &Inode<T>, file: &T::File, mut stat: Stat, restart: &dyn Fn() -> Result<()>) -> Result<Stat> {
+    pub(crate) fn copy_content(
+        &self,
+        inode: &Inode<T>,
+        file: &T::File,
+        mut stat: Stat,
+        dense: bool,
+        restart: &dyn Fn() -> Result<()>,
+    ) -> Result<Stat> {
         const ATTEMPTS: usize = 3;
         let to = &self.upper()?.tree;
         let lower = self.lower_data(inode)?.ok_or(Error::Stale("nothing to copy up"))?;
@@ -226,7 +233,8 @@ impl<T: UpperTree> Union<T> {
             if !own && before.size != stat.size {
                 return Err(Error::Damaged(format!("metacopy of {} bytes whose data has {}", stat.size, before.size)));
             }
-            let copied = to.copy_data(&source, file, before.size).attempt("copy data up")?;
+            let copied = if dense { self.copy_densely(&source, file, before.size) } else { to.copy_data(&source, file, before.size) };
+            let copied = copied.attempt("copy data up")?;
             let after = from.stat_file(&source).attempt("stat the lower file")?;
             if own {
                 stat = after;

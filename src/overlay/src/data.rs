@@ -5,10 +5,10 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use plyfs_format::{MarkKind, Redirect, read_names, xattr_name};
+use plyfs_format::{Before, MarkKind, Redirect, read_names, xattr_name};
 use plyfs_sys::Errno;
 use plyfs_sys::at::{SetTime, XattrMode};
-use plyfs_sys::stat::{Kind, Stat};
+use plyfs_sys::stat::{Kind, Stat, Time};
 
 use crate::backend::{Tree, UpperTree};
 use crate::copy_up::Content;
@@ -22,44 +22,63 @@ use crate::sync::{AtomicU32, OnceLock};
 use crate::union::{Event, Union};
 use crate::xattr::CAPABILITY;
 
-/// The data of a metacopy that is on its way into the upper object: until it is there, users see the metadata from before.
+/// The data of a metacopy that is on its way into the upper object, or that came in part before a server was killed: until it is there, users see the
+/// metadata from before.
 #[derive(Default)]
 pub(crate) struct Arrival {
-    /// Odd while data comes; grows at each beginning and end.
+    /// Odd while there is something from before; grows at each beginning and end.
     turn: AtomicU32,
-    before: Ranked<LEAF, Option<Box<Stat>>>,
+    before: Ranked<LEAF, Option<Box<Before>>>,
+}
+
+/// Makes of metadata what users see while data comes.
+pub(crate) fn as_before(stat: &mut Stat, before: &Before) {
+    let time = |(sec, nsec)| Time { sec, nsec };
+    (stat.atime, stat.mtime, stat.mode) = (time(before.atime), time(before.mtime), before.mode);
 }
 
 impl Arrival {
     /// A number that grows when data begins to come and when it has come; odd in between.
-    pub(crate) fn turn(&self) -> u32 {
+    fn turn(&self) -> u32 {
         self.turn.load(Ordering::SeqCst)
     }
 
-    /// Makes of metadata that was read since `turn` what users see; `false`: it has to be read again.
-    pub(crate) fn veil(&self, turn: u32, stat: &mut Stat) -> bool {
-        if turn % 2 == 1
-            && let Some(before) = &*self.before.lock()
-        {
-            (stat.size, stat.atime, stat.mtime, stat.ctime) = (before.size, before.atime, before.mtime, before.ctime);
+    /// Reads metadata as users see it, whether data comes meanwhile or not. `read` reads from the layer; `veil` makes of that what it was before data came.
+    pub(crate) fn look<R>(&self, read: impl Fn() -> Result<R>, veil: impl Fn(&mut R, &Before)) -> Result<R> {
+        loop {
+            let turn = self.turn();
+            let mut seen = read()?;
+            if turn % 2 == 1
+                && let Some(before) = &*self.before.lock()
+            {
+                veil(&mut seen, before);
+            }
+            if self.turn() == turn {
+                return Ok(seen);
+            }
         }
-        self.turn() == turn
     }
 
-    fn begin(&self, before: Stat) -> Arriving<'_> {
+    /// Before the first byte, and before the mark.
+    fn begin(&self, before: Before) {
         *self.before.lock() = Some(Box::new(before));
         self.turn.fetch_add(1, Ordering::SeqCst);
-        Arriving(self)
     }
-}
 
-/// Data comes as long as this lives.
-struct Arriving<'a>(&'a Arrival);
+    /// A mark of an inode that is no more was found: as if data came, until it is put back. Nothing if data has come through this inode.
+    fn left_by_another(&self, before: Before) {
+        let mut there = self.before.lock();
+        if self.turn() == 0 {
+            *there = Some(Box::new(before));
+            self.turn.fetch_add(1, Ordering::SeqCst);
+        }
+    }
 
-impl Drop for Arriving<'_> {
-    fn drop(&mut self) {
-        self.0.turn.fetch_add(1, Ordering::SeqCst);
-        *self.0.before.lock() = None;
+    fn end(&self) {
+        let mut there = self.before.lock();
+        if there.take().is_some() {
+            self.turn.fetch_add(1, Ordering::SeqCst);
+        }
     }
 }
 
@@ -72,11 +91,6 @@ impl<T: Tree> Inode<T> {
     /// The upper object is a metacopy.
     pub(crate) fn lacks_data(&self) -> bool {
         self.upper.get().is_some() && !self.upper_data.load(Ordering::Acquire)
-    }
-
-    /// Keeps the data of a metacopy from coming while its metadata is changed: the metadata is put back afterwards.
-    pub(crate) fn while_data_stays(&self) -> Option<RankedGuard<'_, COPY, ()>> {
-        self.lacks_data().then(|| self.copy.lock())
     }
 
     /// The object that shows is a metacopy.
@@ -178,7 +192,7 @@ impl<T: UpperTree> Union<T> {
         }
         for name in read_names(layer.dialect, MarkKind::Metacopy) {
             if layer.tree.get_xattr(node, name).attempt("read the metacopy mark")?.is_some() {
-                return self.marks(layer, node).map(Some);
+                return Ok(Some(self.marks(layer, node)?).filter(|marks| marks.metacopy));
             }
         }
         Ok(None)
@@ -298,42 +312,96 @@ impl<T: UpperTree> Union<T> {
 
     /// Brings the data of a metacopy into the upper object, or has it empty; returns the file, open for reading and writing, if this very call did it.
     ///
-    /// The removal of the mark is the commit: until then all readers, and the next mount, have the data from below.
+    /// The removal of the metacopy mark is the commit: until then all readers, and the next mount, have the data from below. The first byte changes times and takes
+    /// capabilities away; so that these are from before, too, they are kept in a mark of their own.
     pub(crate) fn bring_data(&self, inode: &Arc<Inode<T>>, content: Content) -> Result<Option<T::File>> {
         let _copying = inode.copy.lock();
         if !inode.lacks_data() || !self.is_still_metacopy(inode)? {
             return Ok(None);
         }
+        self.settle(inode)?;
         let tree = &self.upper()?.tree;
         let node = self.upper_node(inode)?;
-        let before = tree.stat(node).attempt("stat a metacopy")?;
+        let stat = tree.stat(node).attempt("stat a metacopy")?;
         let capability = tree.get_xattr(node, CAPABILITY).attempt("read capabilities")?;
+        let moment = |time: Time| (time.sec, time.nsec);
+        let before = Before { atime: moment(stat.atime), mtime: moment(stat.mtime), mode: stat.mode, capability };
         let file = tree.open_write(node).attempt("open a metacopy for writing")?;
-        let arriving = inode.arrival.begin(before);
-        let put_back = || self.put_back(node, &before, capability.as_deref());
         let brought = match content {
-            Content::Empty => tree.truncate(&file, 0).attempt("truncate a metacopy"),
-            Content::Whole | Content::Metadata => self.fill_metacopy(inode, &file, &before).and_then(|()| put_back()),
+            // Killed after this, the file is empty: no data is looked for below an empty one.
+            Content::Empty => tree.truncate(&file, 0).attempt("truncate a metacopy").and_then(|()| self.commit_data(node, &file)),
+            Content::Whole | Content::Metadata if stat.size == 0 => self.commit_data(node, &file),
+            Content::Whole | Content::Metadata => {
+                inode.arrival.begin(before.clone());
+                self.write_before(node, &before)
+                    .and_then(|()| self.fill_metacopy(inode, &file, &stat))
+                    .and_then(|()| self.put_back(node, &before))
+                    .and_then(|()| self.commit_data(node, &file))
+            }
         };
-        let brought =
-            brought.and_then(|()| if self.behaviour.volatile { Ok(()) } else { tree.sync(&file, false).attempt("fsync the data") });
-        if let Err(error) = brought.and_then(|()| self.drop_metacopy_mark(node)) {
-            // As it was: the mark is still there. What cannot be undone costs space or a time of modification, no byte.
-            let emptied = if content == Content::Empty { tree.truncate(&file, before.size) } else { self.punch(&file, &before) };
-            if let Err(error) = emptied.attempt("empty a metacopy again").and_then(|()| put_back()) {
-                tracing::warn!(%error, "traces of data that did not come stay in a metacopy");
+        if let Err(error) = brought {
+            // As it was: the metacopy mark is still there.
+            let emptied = if content == Content::Empty { tree.truncate(&file, stat.size) } else { self.punch(&file, stat.size) };
+            if let Err(error) = emptied {
+                tracing::warn!(%error, "data that did not come takes space in a metacopy");
+            }
+            if let Err(error) = self.put_back(node, &before).and_then(|()| self.drop_marks(node, &[MarkKind::Before])) {
+                tracing::warn!(%error, "a metacopy keeps the mark of data that did not come");
+            } else {
+                inode.arrival.end();
             }
             return Err(error);
         }
         inode.upper_data.store(true, Ordering::Release);
-        drop(arriving);
+        inode.arrival.end();
         self.tell(Event::Attributes(inode.ino));
         Ok(Some(file))
     }
 
-    /// Whether the upper object of an inode that lacks data has the mark still. Not so if the mark was read for this inode while the data came through another
-    /// one, which is gone by now; that is put right.
-    pub(crate) fn is_still_metacopy(&self, inode: &Inode<T>) -> Result<bool> {
+    fn commit_data(&self, node: &T::Node, file: &T::File) -> Result<()> {
+        if !self.behaviour.volatile {
+            self.upper()?.tree.sync(file, false).attempt("fsync the data")?;
+        }
+        self.drop_marks(node, &[MarkKind::Before, MarkKind::Metacopy])
+    }
+
+    /// Puts back the metadata of a metacopy into which data came in part. The caller holds the COPY lock.
+    fn settle(&self, inode: &Inode<T>) -> Result<()> {
+        let node = self.upper_node(inode)?;
+        if let Some(before) = self.marks(self.upper()?, node)?.before {
+            self.put_back(node, &before)?;
+            self.drop_marks(node, &[MarkKind::Before])?;
+        }
+        inode.arrival.end();
+        Ok(())
+    }
+
+    /// Keeps the data of a metacopy from coming while its metadata is changed: the metadata is put back afterwards.
+    pub(crate) fn while_data_stays<'a>(&self, inode: &'a Inode<T>) -> Result<Option<RankedGuard<'a, COPY, ()>>> {
+        if !inode.lacks_data() {
+            return Ok(None);
+        }
+        let staying = inode.copy.lock();
+        if inode.lacks_data() {
+            self.settle(inode)?;
+        }
+        Ok(Some(staying))
+    }
+
+    /// Looks at the marks of an inode that lacks data once more, after it can be found by others: they were read before that, and data may have come
+    /// meanwhile through a former inode of the object. From here on all data comes through this one.
+    pub(crate) fn recheck_metacopy(&self, inode: &Inode<T>) -> Result<()> {
+        if inode.arrival.turn() == 0
+            && self.is_still_metacopy(inode)?
+            && let Some(before) = self.marks(self.upper()?, self.upper_node(inode)?)?.before
+        {
+            inode.arrival.left_by_another(before);
+        }
+        Ok(())
+    }
+
+    /// Whether the upper object of an inode that lacks data has the mark still; if not, that is put right.
+    fn is_still_metacopy(&self, inode: &Inode<T>) -> Result<bool> {
         let marked = self.marks(self.upper()?, self.upper_node(inode)?)?.metacopy;
         if !marked {
             inode.upper_data.store(true, Ordering::Release);
@@ -341,47 +409,69 @@ impl<T: UpperTree> Union<T> {
         Ok(marked)
     }
 
-    fn fill_metacopy(&self, inode: &Inode<T>, file: &T::File, before: &Stat) -> Result<()> {
-        if before.size == 0 {
-            return Ok(());
-        }
-        // What came before a server was killed.
-        match self.punch(file, before) {
-            Ok(()) | Err(Errno::OPNOTSUPP) => {}
+    fn fill_metacopy(&self, inode: &Inode<T>, file: &T::File, stat: &Stat) -> Result<()> {
+        // Nothing of a former attempt may shine through the holes of the data.
+        let dense = match self.punch(file, stat.size) {
+            Ok(()) => false,
+            Err(Errno::OPNOTSUPP) => true,
             Err(errno) => return Err(errno).attempt("empty a metacopy"),
+        };
+        let restart = || if dense { Ok(()) } else { self.punch(file, stat.size).attempt("empty a metacopy again") };
+        self.copy_content(inode, file, *stat, dense, &restart).map(drop)
+    }
+
+    /// Copies every byte of data, holes as zeros.
+    pub(crate) fn copy_densely(&self, from: &T::File, to: &T::File, len: u64) -> plyfs_sys::Result<u64> {
+        let mut done = 0;
+        while let (true, Ok(layer)) = (done < len, self.upper()) {
+            match layer.tree.copy_range(from, done, to, done, len - done)? {
+                0 => break,
+                count => done += count as u64,
+            }
         }
-        self.copy_content(inode, file, *before, &|| self.punch(file, before).attempt("empty a metacopy again")).map(drop)
+        Ok(done)
     }
 
     /// Makes a hole of all data of a file.
-    fn punch(&self, file: &T::File, stat: &Stat) -> plyfs_sys::Result<()> {
+    fn punch(&self, file: &T::File, size: u64) -> plyfs_sys::Result<()> {
         const KEEP_SIZE_AND_PUNCH_HOLE: i32 = 3;
-        match (self.upper(), stat.size) {
-            (_, 0) | (Err(_), _) => Ok(()),
-            (Ok(layer), size) => layer.tree.fallocate(file, KEEP_SIZE_AND_PUNCH_HOLE, 0, size),
+        match self.upper() {
+            Ok(layer) if size > 0 => layer.tree.fallocate(file, KEEP_SIZE_AND_PUNCH_HOLE, 0, size),
+            _ => Ok(()),
         }
     }
 
+    fn write_before(&self, node: &T::Node, before: &Before) -> Result<()> {
+        let layer = self.upper()?;
+        let Some(name) = xattr_name(layer.dialect, MarkKind::Before) else { return Ok(()) };
+        layer.tree.set_xattr(node, name, &before.encode(), XattrMode::Any).attempt("keep the metadata from before")
+    }
+
     /// Puts back what the writing of data took away: file capabilities, setuid and setgid, times.
-    fn put_back(&self, node: &T::Node, before: &Stat, capability: Option<&[u8]>) -> Result<()> {
+    fn put_back(&self, node: &T::Node, before: &Before) -> Result<()> {
         let tree = &self.upper()?.tree;
-        if let Some(value) = capability {
+        if let Some(value) = &before.capability {
             tree.set_xattr(node, CAPABILITY, value, XattrMode::Any).attempt("put back capabilities")?;
         }
         if before.mode & 0o6000 != 0 {
             tree.set_mode(node, before.mode).attempt("put back the mode")?;
         }
-        tree.set_times(node, SetTime::To(before.atime), SetTime::To(before.mtime)).attempt("put back the times")
+        let time = |(sec, nsec)| SetTime::To(Time { sec, nsec });
+        tree.set_times(node, time(before.atime), time(before.mtime)).attempt("put back the times")
     }
 
-    fn drop_metacopy_mark(&self, node: &T::Node) -> Result<()> {
+    /// Removes marks, in this order.
+    fn drop_marks(&self, node: &T::Node, kinds: &[MarkKind]) -> Result<()> {
         let layer = self.upper()?;
-        for name in read_names(layer.dialect, MarkKind::Metacopy) {
+        for name in kinds.iter().flat_map(|kind| read_names(layer.dialect, *kind)) {
             match layer.tree.remove_xattr(node, name) {
                 Ok(()) | Err(Errno::NODATA) => {}
-                Err(errno) => return Err(errno).attempt("remove the metacopy mark"),
+                Err(errno) => return Err(errno).attempt("remove a mark of a metacopy"),
             }
         }
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

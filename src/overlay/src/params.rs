@@ -40,10 +40,14 @@ pub struct Writable {
 pub struct Params {
     /// `lowerdir`, topmost first; never empty.
     pub lowers: Vec<PathBuf>,
+    /// `datadir+`, and in `lowerdir` what follows a `::`: layers that hold nothing but the data of metacopy files, topmost first.
+    pub data: Vec<PathBuf>,
     /// `upperdir` and `workdir`; without them the union is read-only.
     pub writable: Option<Writable>,
     /// `lower=live`: others change the lowers while they are mounted.
     pub live_lowers: bool,
+    /// `metacopy=on`: a change of a file's metadata copies no data up.
+    pub metacopy: bool,
     /// `volatile` or `fsync=0`: nothing waits for the disk.
     pub volatile: bool,
     /// `ro`.
@@ -150,10 +154,12 @@ fn rule(name: &[u8]) -> Option<Rule> {
     Some(match name {
         b"lowerdir" => Value(Builder::lowerdir),
         b"lowerdir+" => Value(Builder::lowerdir_add),
+        b"datadir+" => Value(Builder::datadir_add),
         b"upperdir" => Value(|b, value| b.path("upperdir", value, |b| &mut b.upper)),
         b"workdir" => Value(|b, value| b.path("workdir", value, |b| &mut b.work)),
         b"fsname" => Value(Builder::fsname),
         b"lower" => Value(Builder::lower),
+        b"metacopy" => Value(Builder::metacopy),
         b"volatile" => Flag(|p| p.volatile = true),
         b"debug" => Flag(|p| p.debug = true),
 
@@ -184,7 +190,6 @@ fn rule(name: &[u8]) -> Option<Rule> {
         // Kernel overlayfs.
         b"redirect_dir" => Only(&["on"], "directories are always renamed by redirect; say redirect_dir=on or leave it out"),
         b"index" => Only(&["on"], "hard links are always kept together; say index=on or leave it out"),
-        b"metacopy" => Only(&["off"], "a changed owner or mode copies the data, too, in this version; say metacopy=off or leave it out"),
         b"nfs_export" => Only(&["off"], "a FUSE mount of plyfs cannot be exported over NFS; say nfs_export=off or leave it out"),
         b"xino" => Only(&["on", "auto"], "inode numbers are always unique; say xino=on, xino=auto or leave it out"),
         b"verity" => Only(&["off"], "fs-verity digests are not checked by this version; say verity=off or leave it out"),
@@ -193,7 +198,6 @@ fn rule(name: &[u8]) -> Option<Rule> {
         }
         b"override_creds" => Nothing,
         b"nooverride_creds" => Refused("layers are always accessed with the rights of who mounts; leave it out"),
-        b"datadir+" => Refused("data-only layers are not supported by this version; leave it out"),
         b"userxattr" => Refused("marks in user.* attributes are not supported by this version; leave it out and mount as root"),
         b"uuid" => Refused(LATER),
 
@@ -274,8 +278,10 @@ impl Params {
     pub fn over(lowers: Vec<PathBuf>) -> Self {
         Self {
             lowers,
+            data: Vec::new(),
             writable: None,
             live_lowers: false,
+            metacopy: false,
             volatile: false,
             read_only: false,
             dev: true,
@@ -293,16 +299,18 @@ impl Params {
         (self.read_only, self.suid, self.dev, self.exec) = (false, true, true, true);
     }
 
-    /// Every path of the options with the option that it is of: lowers topmost first, then upperdir and workdir.
+    /// Every path of the options with the option that it is of: lowers topmost first, data-only layers, then upperdir and workdir.
     pub fn paths(&self) -> impl Iterator<Item = (&'static str, &PathBuf)> {
         let writable = self.writable.iter().flat_map(|w| [("upperdir", &w.upper), ("workdir", &w.work)]);
-        self.lowers.iter().map(|lower| ("lowerdir", lower)).chain(writable)
+        let data = self.data.iter().map(|data| ("datadir", data));
+        self.lowers.iter().map(|lower| ("lowerdir", lower)).chain(data).chain(writable)
     }
 
     /// As [`Params::paths`], to be changed.
     pub fn paths_mut(&mut self) -> impl Iterator<Item = (&'static str, &mut PathBuf)> {
         let writable = self.writable.iter_mut().flat_map(|w| [("upperdir", &mut w.upper), ("workdir", &mut w.work)]);
-        self.lowers.iter_mut().map(|lower| ("lowerdir", lower)).chain(writable)
+        let data = self.data.iter_mut().map(|data| ("datadir", data));
+        self.lowers.iter_mut().map(|lower| ("lowerdir", lower)).chain(data).chain(writable)
     }
 
     /// Whether nothing can be written: asked for, or for lack of an upper.
@@ -316,6 +324,10 @@ impl Params {
         for (index, lower) in self.lowers.iter().enumerate() {
             out.extend_from_slice(if index == 0 { b"lowerdir=" } else { b":" });
             escape(lower.as_os_str(), b",:\\", &mut out);
+        }
+        for data in &self.data {
+            out.extend_from_slice(b"::");
+            escape(data.as_os_str(), b",:\\", &mut out);
         }
         let mut option = |name: &str, value: Option<&OsStr>| {
             if !out.is_empty() {
@@ -333,6 +345,7 @@ impl Params {
         }
         let flags = [
             (self.live_lowers, "lower=live"),
+            (self.metacopy, "metacopy=on"),
             (self.volatile, "volatile"),
             (self.read_only, "ro"),
             (!self.dev, "nodev"),
@@ -415,19 +428,36 @@ impl Builder {
             return Err(ParamError::Repeated("lowerdir"));
         }
         self.listed = true;
-        self.params.lowers = path_list("lowerdir", value)?;
+        Lowers { merged: self.params.lowers, data: self.params.data } = path_list("lowerdir", value)?;
         Ok(())
     }
 
     fn lowerdir_add(&mut self, value: &[u8]) -> Result<(), ParamError> {
-        if self.listed {
-            let why = "it cannot be combined with lowerdir; give all layers in one form";
+        if !self.params.data.is_empty() && !self.listed {
+            let why = "it stands after datadir+; data-only layers come below all others";
             return Err(ParamError::Contradiction { option: "lowerdir+", why });
         }
-        if value.is_empty() {
-            return Err(ParamError::Missing("lowerdir+".to_owned()));
+        self.add_layer("lowerdir+", value, |params| &mut params.lowers)
+    }
+
+    fn datadir_add(&mut self, value: &[u8]) -> Result<(), ParamError> {
+        self.add_layer("datadir+", value, |params| &mut params.data)
+    }
+
+    fn add_layer(&mut self, option: &'static str, value: &[u8], list: fn(&mut Params) -> &mut Vec<PathBuf>) -> Result<(), ParamError> {
+        if self.listed {
+            let why = "it cannot be combined with lowerdir; give all layers in one form";
+            return Err(ParamError::Contradiction { option, why });
         }
-        add_path("lowerdir+", &mut self.params.lowers, value)
+        if value.is_empty() {
+            return Err(ParamError::Missing(option.to_owned()));
+        }
+        let path = path_of(value);
+        if self.params.lowers.contains(&path) || self.params.data.contains(&path) {
+            return Err(ParamError::SamePath { option, path });
+        }
+        list(&mut self.params).push(path);
+        Ok(())
     }
 
     fn path(&mut self, name: &'static str, value: &[u8], place: fn(&mut Self) -> &mut Option<PathBuf>) -> Result<(), ParamError> {
@@ -448,6 +478,18 @@ impl Builder {
             return Err(ParamError::Missing("fsname".to_owned()));
         }
         self.params.fsname = Some(OsString::from_vec(unescape(value)));
+        Ok(())
+    }
+
+    fn metacopy(&mut self, value: &[u8]) -> Result<(), ParamError> {
+        self.params.metacopy = match value {
+            b"on" => true,
+            b"off" => false,
+            _ => {
+                let option = format!("metacopy={}", String::from_utf8_lossy(value));
+                return Err(ParamError::Value { option, expected: "on or off".to_owned() });
+            }
+        };
         Ok(())
     }
 
@@ -476,12 +518,15 @@ impl Builder {
                 return contradiction("workdir", "given without upperdir; add upperdir=DIR, or leave workdir out for a read-only mount");
             }
         };
+        if params.metacopy && params.live_lowers {
+            return contradiction("metacopy", "with lower=live the data of a file would change below its size; leave one of them out");
+        }
         if let Some(Writable { upper, work }) = &params.writable {
             if upper == work {
                 return Err(ParamError::SamePath { option: "workdir", path: work.clone() });
             }
             for (option, path) in [("upperdir", upper), ("workdir", work)] {
-                if params.lowers.contains(path) {
+                if params.lowers.contains(path) || params.data.contains(path) {
                     return Err(ParamError::SamePath { option, path: path.clone() });
                 }
             }
@@ -490,39 +535,64 @@ impl Builder {
     }
 }
 
-/// Reads a list of directories, topmost first, as `lowerdir` has it: colons between them, a backslash before a colon that is part of a name.
+/// The lower layers of a list.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Lowers {
+    /// Those that merge, topmost first.
+    pub merged: Vec<PathBuf>,
+    /// Those that hold only data, topmost first.
+    pub data: Vec<PathBuf>,
+}
+
+impl Lowers {
+    /// All of them, topmost first.
+    pub fn all(&self) -> impl Iterator<Item = &PathBuf> {
+        self.merged.iter().chain(&self.data)
+    }
+}
+
+/// Reads a list of directories, topmost first, as `lowerdir` has it: a colon between them, two before each data-only layer, a backslash before a colon that is
+/// part of a name.
 ///
-/// Errors: [`ParamError`] with `option` as the name, for an empty list, an empty part and a directory named twice.
-pub fn parse_paths(option: &'static str, list: &OsStr) -> Result<Vec<PathBuf>, ParamError> {
+/// Errors: [`ParamError`] with `option` as the name, for an empty list, an empty part, a directory named twice and one that merges below a data-only layer.
+pub fn parse_paths(option: &'static str, list: &OsStr) -> Result<Lowers, ParamError> {
     path_list(option, list.as_bytes())
 }
 
-fn path_list(option: &'static str, value: &[u8]) -> Result<Vec<PathBuf>, ParamError> {
+fn path_list(option: &'static str, value: &[u8]) -> Result<Lowers, ParamError> {
     let parts = split_at(value, b':');
-    let mut paths = Vec::with_capacity(parts.len());
+    let contradiction = |why| Err(ParamError::Contradiction { option, why });
+    let mut lowers = Lowers::default();
+    let mut data = false;
     for (index, part) in parts.iter().enumerate() {
         if part.is_empty() {
-            let why = if parts.len() == 1 {
-                "it is empty; name at least one directory"
-            } else if index == 0 || index + 1 == parts.len() {
-                "a colon stands at an end; colons stand between directories, and one in a name is written \\:"
-            } else {
-                "'::' marks data-only layers, which this version does not support; separate layers by one colon"
-            };
-            return Err(ParamError::Contradiction { option, why });
+            if parts.len() == 1 {
+                return contradiction("it is empty; name at least one directory");
+            }
+            if index == 0 || index + 1 == parts.len() {
+                return contradiction("a colon stands at an end; colons stand between directories, and one in a name is written \\:");
+            }
+            if data {
+                return contradiction("three colons follow each other; one stands between directories, two before a data-only one");
+            }
+            data = true;
+            continue;
         }
-        add_path(option, &mut paths, part)?;
+        let path = path_of(part);
+        if lowers.all().any(|other| *other == path) {
+            return Err(ParamError::SamePath { option, path });
+        }
+        if std::mem::take(&mut data) {
+            lowers.data.push(path);
+        } else if lowers.data.is_empty() {
+            lowers.merged.push(path);
+        } else {
+            return contradiction(
+                "a directory that is shown stands after a data-only one; write '::' before each data-only one, and those last",
+            );
+        }
     }
-    Ok(paths)
-}
-
-fn add_path(option: &'static str, paths: &mut Vec<PathBuf>, value: &[u8]) -> Result<(), ParamError> {
-    let path = path_of(value);
-    if paths.contains(&path) {
-        return Err(ParamError::SamePath { option, path });
-    }
-    paths.push(path);
-    Ok(())
+    Ok(lowers)
 }
 
 /// The options of a list: separated by commas that no backslash precedes and that are not in the quotes of a security context.
@@ -596,196 +666,4 @@ fn escape(value: &OsStr, special: &[u8], out: &mut Vec<u8>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn parse(options: &str) -> Result<Params, ParamError> {
-        options.parse()
-    }
-
-    fn refusal(options: &str) -> String {
-        parse(options).expect_err(options).to_string()
-    }
-
-    fn paths(list: &[&str]) -> Vec<PathBuf> {
-        list.iter().map(PathBuf::from).collect()
-    }
-
-    #[test]
-    fn real_clients_option_strings_are_taken() {
-        // podman, as recorded: trailing and doubled commas.
-        let params = parse("lowerdir=G/l/A:G/l/B,upperdir=G/1/diff,workdir=G/1/work,,volatile,").unwrap();
-        assert_eq!(params.lowers, paths(&["G/l/A", "G/l/B"]));
-        assert_eq!(params.writable, Some(Writable { upper: "G/1/diff".into(), work: "G/1/work".into() }));
-        assert!(params.volatile && !params.is_read_only() && params.dev && params.suid && params.exec);
-        assert!(parse("lowerdir=/a,upperdir=/u,workdir=/w,fsync=0,volatile").unwrap().volatile);
-        // mount(8) for an entry in fstab.
-        let params = parse("rw,noexec,nosuid,nodev,noatime,lowerdir=/a,fsname=test,x-systemd.automount,_netdev").unwrap();
-        assert!(params.is_read_only() && !params.read_only && !params.exec && !params.suid && !params.dev);
-        assert_eq!((params.atime, params.fsname.as_deref()), (Atime::Never, Some(OsStr::new("test"))));
-        // containerd through mount.fuse3.
-        parse("lowerdir=/a:/b,upperdir=/u,workdir=/w,dev,suid").unwrap();
-    }
-
-    #[test]
-    fn escapes_are_the_kernels() {
-        let params = parse(r"lowerdir=/a\:b:/c\,d:/e\\:/\f,upperdir=/u\,\:\\,workdir=/w:x").unwrap();
-        assert_eq!(params.lowers, paths(&["/a:b", "/c,d", r"/e\", "/f"]));
-        assert_eq!(params.writable, Some(Writable { upper: r"/u,:\".into(), work: "/w:x".into() }));
-        assert_eq!(parse(r"lowerdir+=/a:b,lowerdir+=/c\,d").unwrap().lowers, paths(&["/a:b", "/c,d"]));
-    }
-
-    #[test]
-    fn a_file_of_options_stands_where_it_is_named() {
-        let file = b"lowerdir+=/a\\\nb,ro\n\n# lowerdir+=/c\nlowerdir+=/d:e\\,f\nrw".to_vec();
-        let read = |path: &Path| if path == Path::new("/x,y") { Ok(file.clone()) } else { Err(std::io::ErrorKind::NotFound.into()) };
-        let params = Params::parse_with(["lowerdir+=/first,@/x\\,y,lowerdir+=/last"], read).unwrap();
-        assert_eq!((params.lowers, params.read_only), (paths(&["/first", "/a\nb", "/d:e,f", "/last"]), false));
-        let error = Params::parse_with(["@/none"], read).unwrap_err().to_string();
-        assert_eq!(error, "option @/none: entity not found; correct the path, which must be that of a readable file");
-    }
-
-    #[test]
-    fn the_last_of_a_pair_counts() {
-        for (options, expected) in [("ro,rw", false), ("rw,ro", true), ("ro,defaults", false)] {
-            assert_eq!(parse(&format!("lowerdir=/a,{options}")).unwrap().read_only, expected, "{options}");
-        }
-        let params = parse("lowerdir=/a,user,exec").unwrap();
-        assert_eq!((params.exec, params.suid, params.dev), (true, false, false));
-        let params = Params::parse(["lowerdir=/a,nodev", "dev,fsync=0", "fsync=1"]).unwrap();
-        assert!(params.dev && !params.volatile);
-    }
-
-    #[test]
-    fn what_plyfs_does_anyway_is_accepted_and_its_opposite_refused_by_name() {
-        for (same, other) in [
-            ("redirect_dir=on", "redirect_dir=off"),
-            ("index=on", "index=off"),
-            ("metacopy=off", "metacopy=on"),
-            ("nfs_export=off", "nfs_export=on"),
-            ("xino=auto", "xino=off"),
-            ("verity=off", "verity=require"),
-            ("threaded=1", "threaded=0"),
-            ("noxattrs=0", "noxattrs=1"),
-            ("xattr_permissions=0", "xattr_permissions=2"),
-            ("whiteout=overlay", "whiteout=aufs"),
-            ("subtype=plyfs", "subtype=other"),
-            ("override_creds", "nooverride_creds"),
-            ("async", "sync"),
-            ("allow_other", "allow_root"),
-        ] {
-            assert_eq!(parse(&format!("lowerdir=/a,{same}")), parse("lowerdir=/a"), "{same}");
-            let text = refusal(&format!("lowerdir=/a,{other}"));
-            assert!(text.starts_with(&format!("option {other}: ")) && text.contains("; "), "{text}");
-        }
-    }
-
-    #[test]
-    fn what_is_not_supported_is_refused_by_name_with_a_remedy() {
-        for option in [
-            "userxattr",
-            "uuid=on",
-            "uidmapping=:0:100000:65536",
-            "gidmapping=0:0:1",
-            "squash_to_root",
-            "squash_to_uid=1000",
-            "squash_to_gid=1000",
-            "datadir+=/d",
-            "timeout=1",
-            "plugins=/p",
-            "static_nlink",
-            "noacl",
-            "remount",
-            "auto_unmount",
-            "entry_timeout=1",
-            "max_read=4096",
-            r#"context="a,b""#,
-            "nonsense",
-            "nonsense=1",
-        ] {
-            let text = refusal(&format!("lowerdir=/a,{option},ro"));
-            assert!(text.starts_with(&format!("option {option}: ")) && text.contains("; "), "{text}");
-        }
-    }
-
-    #[test]
-    fn contradictions_name_the_option_and_the_remedy() {
-        for (options, start) in [
-            ("", "option lowerdir: not given; "),
-            ("rw", "option lowerdir: not given; "),
-            ("lowerdir=", "option lowerdir: it is empty; "),
-            ("lowerdir", "option lowerdir: it needs a value; "),
-            ("lowerdir=/a:", "option lowerdir: a colon stands at an end; "),
-            ("lowerdir=:/a", "option lowerdir: a colon stands at an end; "),
-            ("lowerdir=/a::/b", "option lowerdir: '::' marks data-only layers"),
-            ("lowerdir=/a,lowerdir=/b", "option lowerdir: given more than once; "),
-            ("lowerdir=/a,lowerdir+=/b", "option lowerdir+: it cannot be combined with lowerdir; "),
-            ("lowerdir+=/a,lowerdir=/b", "option lowerdir: given more than once; "),
-            ("lowerdir=/a,upperdir=/u", "option upperdir: given without workdir; "),
-            ("lowerdir=/a,workdir=/w", "option workdir: given without upperdir; "),
-            ("lowerdir=/a,upperdir=/u,upperdir=/v,workdir=/w", "option upperdir: given more than once; "),
-            ("lowerdir=/a,upperdir=,workdir=/w", "option upperdir: it needs a value; "),
-            ("lowerdir=/a:/b:/a", "option lowerdir: /a is named twice; "),
-            ("lowerdir=/a:/b,upperdir=/b,workdir=/w", "option upperdir: /b is named twice; "),
-            ("lowerdir=/a,upperdir=/u,workdir=/u", "option workdir: /u is named twice; "),
-            ("lowerdir=/a,ro=1", "option ro=1: it takes no value; "),
-            ("lowerdir=/a,fsync=2", "option fsync=2: the value must be 0 or 1; "),
-            ("lowerdir=/a,lower=dead", "option lower=dead: the value must be live; "),
-            ("lowerdir=/a,redirect_dir", "option redirect_dir: it needs a value; "),
-            ("lowerdir=/a,fsname=", "option fsname: it needs a value; "),
-        ] {
-            let text = refusal(options);
-            assert!(text.starts_with(start) && !text.contains('\n'), "{options}: {text}");
-        }
-    }
-
-    fn path() -> impl Strategy<Value = PathBuf> {
-        prop::collection::vec(prop::sample::select(b"/a:,\\\" \n\xff=".to_vec()), 1..8).prop_map(|bytes| OsString::from_vec(bytes).into())
-    }
-
-    prop_compose! {
-        fn any_params()(
-            mut all in prop::collection::btree_set(path(), 3..7).prop_map(|set| set.into_iter().collect::<Vec<_>>()).prop_shuffle(),
-            writable in any::<bool>(),
-            flags in any::<[bool; 7]>(),
-            atime in prop::sample::select(vec![Atime::Relative, Atime::Never, Atime::Strict]),
-            no_dir_atime in any::<bool>(),
-            fsname in prop::option::of(path()),
-        ) -> Params {
-            let pair = all.split_off(all.len() - 2);
-            let [live_lowers, volatile, read_only, dev, suid, exec, debug] = flags;
-            Params {
-                lowers: all,
-                writable: writable.then(|| Writable { upper: pair[0].clone(), work: pair[1].clone() }),
-                live_lowers, volatile, read_only, dev, suid, exec, atime, no_dir_atime, debug,
-                fsname: fsname.map(PathBuf::into_os_string),
-            }
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn text_round_trips(params in any_params()) {
-            prop_assert_eq!(Params::parse([params.to_os_string()]), Ok(params.clone()));
-            if let Some(text) = params.to_os_string().to_str() {
-                prop_assert_eq!(params.to_string(), text);
-            }
-        }
-
-        #[test]
-        fn any_bytes_are_parsed_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
-            if let Ok(params) = Params::parse([OsString::from_vec(bytes)]) {
-                prop_assert_eq!(Params::parse([params.to_os_string()]), Ok(params));
-            }
-        }
-
-        #[test]
-        fn any_options_are_parsed_or_refused(text in "(lowerdir=|,|:|\\\\|/a|/b|upperdir=|workdir=|ro|=|\"|context=){0,12}") {
-            if let Ok(params) = parse(&text) {
-                prop_assert_eq!(Params::parse([params.to_os_string()]), Ok(params));
-            }
-        }
-    }
-}
+mod tests;

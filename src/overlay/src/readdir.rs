@@ -263,10 +263,13 @@ impl<T: UpperTree> Union<T> {
             let (ino, kind) = if own {
                 (self.table.number(entry.id), entry.kind)
             } else {
-                match self.resolve(dir, &entry.name)? {
-                    Resolved::Found(found) => (self.table.number(found.new.origin), found.new.kind),
+                match self.resolve(dir, &entry.name) {
+                    Ok(Resolved::Found(found)) => (self.table.number(found.new.origin), found.new.kind),
                     // Something behind our back took it away.
-                    Resolved::Absent { .. } => continue,
+                    Ok(Resolved::Absent { .. }) => continue,
+                    // It is there; who looks it up hears of the damage, and the others in the directory can be listed.
+                    Err(Error::Damaged(_) | Error::Stale(_)) => (self.table.number(entry.id), entry.kind),
+                    Err(error) => return Err(error),
                 }
             };
             listed.push(Listed { name: entry.name, ino, kind });

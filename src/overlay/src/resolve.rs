@@ -6,11 +6,13 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use plyfs_format::{ESCAPED_WHITEOUT_RDEV, MarkKind, Nlink, Opaque, Origin, Redirect, XattrClass, classify_xattr, is_whiteout_device};
+use plyfs_format::{
+    Before, ESCAPED_WHITEOUT_RDEV, MarkKind, Nlink, Opaque, Origin, Redirect, XattrClass, classify_xattr, is_whiteout_device,
+};
 use plyfs_sys::stat::{Kind, Stat};
 
 use crate::backend::{ObjectId, Tree, UpperTree};
-use crate::data::Far;
+use crate::data::{Far, as_before};
 use crate::error::{Attempt, Error, Result};
 use crate::inode::{Inode, NewInode};
 use crate::layer::{Layer, LowerIndex, LowerObject};
@@ -27,6 +29,8 @@ pub(crate) struct Marks {
     pub(crate) nlink: Option<Nlink>,
     pub(crate) impure: bool,
     pub(crate) metacopy: bool,
+    /// Data was or is being copied into this metacopy.
+    pub(crate) before: Option<Before>,
     /// A user's character device 0:0.
     pub(crate) device: bool,
 }
@@ -111,6 +115,7 @@ impl<T: UpperTree> Union<T> {
                 }
                 MarkKind::Nlink => marks.nlink = value()?.and_then(|v| Nlink::parse(&v)),
                 MarkKind::Metacopy => marks.metacopy = true,
+                MarkKind::Before => marks.before = value()?.and_then(|v| Before::parse(&v)),
                 MarkKind::Device => marks.device = true,
                 MarkKind::Impure => marks.impure = true,
                 _ => {}
@@ -278,6 +283,9 @@ impl<T: UpperTree> Union<T> {
             Kind::File if metacopy && stat.size > 0 => {
                 let below = self.data_below(lowers.to_vec(), name.clone(), marks.redirect.clone(), None)?;
                 below.count_blocks(&mut stat);
+                if let Some(before) = &marks.before {
+                    as_before(&mut stat, before);
+                }
                 (below.objects, below.far)
             }
             _ => (Vec::new(), None),
@@ -340,9 +348,8 @@ impl<T: UpperTree> Union<T> {
         {
             inode.nlink_delta.store(links.delta, Ordering::Relaxed);
         }
-        // The mark was read before this inode could be found by others: its data may have come through a former one since. From here on it comes through this one.
         if inode.lacks_data()
-            && let Err(error) = self.is_still_metacopy(&inode)
+            && let Err(error) = self.recheck_metacopy(&inode)
         {
             tracing::warn!(%error, %name, "the metacopy mark cannot be read again");
         }

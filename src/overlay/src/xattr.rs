@@ -33,7 +33,15 @@ impl<T: UpperTree> Union<T> {
         let inode = self.inode(ino)?;
         let (layer, node) = self.top(&inode)?;
         let name = self.on_disk(layer.dialect, name)?;
-        layer.tree.get_xattr(node, &name).attempt("getxattr")?.ok_or(Error::NoAttribute)
+        let value = inode.arrival.look(
+            || layer.tree.get_xattr(node, &name).attempt("getxattr"),
+            |value, before| {
+                if name == CAPABILITY {
+                    value.clone_from(&before.capability);
+                }
+            },
+        )?;
+        value.ok_or(Error::NoAttribute)
     }
 
     /// Names of the attributes that a user may see.
@@ -42,7 +50,14 @@ impl<T: UpperTree> Union<T> {
     pub fn listxattr(&self, ino: Ino) -> Result<Vec<Vec<u8>>> {
         let inode = self.inode(ino)?;
         let (layer, node) = self.top(&inode)?;
-        let names = layer.tree.list_xattr(node).attempt("listxattr")?;
+        let names = inode.arrival.look(
+            || layer.tree.list_xattr(node).attempt("listxattr"),
+            |names, before| {
+                if before.capability.is_some() && !names.iter().any(|name| name == CAPABILITY) {
+                    names.push(CAPABILITY.to_vec());
+                }
+            },
+        )?;
         Ok(names.iter().filter_map(|name| shown_xattr(layer.dialect, name)).collect())
     }
 
@@ -58,7 +73,7 @@ impl<T: UpperTree> Union<T> {
         let inode = self.inode(ino)?;
         let on_disk = self.on_disk(self.upper()?.dialect, name)?;
         self.copy_up(&inode, Content::Metadata)?;
-        let _still = inode.while_data_stays();
+        let _still = self.while_data_stays(&inode)?;
         let (tree, node) = (&self.upper()?.tree, self.upper_node(&inode)?);
         tree.set_xattr(node, &on_disk, value, mode).attempt("setxattr")?;
         if name == acl::ACCESS && caller.uid != 0 {
@@ -76,14 +91,10 @@ impl<T: UpperTree> Union<T> {
     pub fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
         let inode = self.inode(ino)?;
         self.upper()?;
-        let (layer, node) = self.top(&inode)?;
-        let there = self.on_disk(layer.dialect, name)?;
-        if layer.tree.get_xattr(node, &there).attempt("getxattr")?.is_none() {
-            return Err(Error::NoAttribute);
-        }
+        self.getxattr(ino, name)?;
         let name = self.on_disk(self.upper()?.dialect, name)?;
         self.copy_up(&inode, Content::Metadata)?;
-        let _still = inode.while_data_stays();
+        let _still = self.while_data_stays(&inode)?;
         match self.upper()?.tree.remove_xattr(self.upper_node(&inode)?, &name) {
             Err(Errno::NODATA) => Err(Error::NoAttribute),
             other => other.attempt("removexattr"),

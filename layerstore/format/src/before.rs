@@ -1,0 +1,71 @@
+//! The mark of a metacopy into which data is being copied: the metadata from before, which the copying changes.
+//!
+//! Of plyfs alone. The value: a version (1), the seconds (8 bytes) and nanoseconds (4) of the time of access, the same of the time of modification, the
+//! mode (4), all little-endian, and the value of `security.capability`, if there was one.
+
+/// A point in time: seconds since 1970 and nanoseconds after them.
+pub type Moment = (i64, u32);
+
+/// What a metacopy was before data came.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Before {
+    /// Time of last access.
+    pub atime: Moment,
+    /// Time of last modification.
+    pub mtime: Moment,
+    /// Permission bits, 07777.
+    pub mode: u32,
+    /// Value of `security.capability`.
+    pub capability: Option<Vec<u8>>,
+}
+
+const VERSION: u8 = 1;
+
+impl Before {
+    /// Reads the mark; `None` for a value of another form or version.
+    #[must_use]
+    pub fn parse(value: &[u8]) -> Option<Self> {
+        let mut rest = value.strip_prefix(&[VERSION])?;
+        let mut moment = || Some((i64::from_le_bytes(take(&mut rest)?), u32::from_le_bytes(take(&mut rest)?)));
+        let (atime, mtime) = (moment()?, moment()?);
+        let mode = u32::from_le_bytes(take(&mut rest)?);
+        Some(Self { atime, mtime, mode, capability: (!rest.is_empty()).then(|| rest.to_vec()) })
+    }
+
+    /// The value to write.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut value = vec![VERSION];
+        for (sec, nsec) in [self.atime, self.mtime] {
+            value.extend_from_slice(&sec.to_le_bytes());
+            value.extend_from_slice(&nsec.to_le_bytes());
+        }
+        value.extend_from_slice(&self.mode.to_le_bytes());
+        value.extend_from_slice(self.capability.as_deref().unwrap_or_default());
+        value
+    }
+}
+
+/// Takes the first `N` bytes off.
+fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
+    let (first, after) = rest.split_first_chunk()?;
+    *rest = after;
+    Some(*first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_back_and_nothing_else_is_read() {
+        for capability in [None, Some(vec![1, 0, 0, 2])] {
+            let before = Before { atime: (-1, 999_999_999), mtime: (i64::MAX, 0), mode: 0o6755, capability };
+            let value = before.encode();
+            assert_eq!(Before::parse(&value), Some(before));
+            assert_eq!(Before::parse(&value[..28]), None);
+        }
+        assert_eq!(Before::parse(b""), None);
+        assert_eq!(Before::parse(&[2; 29]), None);
+    }
+}

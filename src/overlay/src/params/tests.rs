@@ -1,0 +1,211 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn parse(options: &str) -> Result<Params, ParamError> {
+    options.parse()
+}
+
+fn refusal(options: &str) -> String {
+    parse(options).expect_err(options).to_string()
+}
+
+fn paths(list: &[&str]) -> Vec<PathBuf> {
+    list.iter().map(PathBuf::from).collect()
+}
+
+#[test]
+fn real_clients_option_strings_are_taken() {
+    // podman, as recorded: trailing and doubled commas.
+    let params = parse("lowerdir=G/l/A:G/l/B,upperdir=G/1/diff,workdir=G/1/work,,volatile,").unwrap();
+    assert_eq!(params.lowers, paths(&["G/l/A", "G/l/B"]));
+    assert_eq!(params.writable, Some(Writable { upper: "G/1/diff".into(), work: "G/1/work".into() }));
+    assert!(params.volatile && !params.is_read_only() && params.dev && params.suid && params.exec);
+    assert!(parse("lowerdir=/a,upperdir=/u,workdir=/w,fsync=0,volatile").unwrap().volatile);
+    // mount(8) for an entry in fstab.
+    let params = parse("rw,noexec,nosuid,nodev,noatime,lowerdir=/a,fsname=test,x-systemd.automount,_netdev").unwrap();
+    assert!(params.is_read_only() && !params.read_only && !params.exec && !params.suid && !params.dev);
+    assert_eq!((params.atime, params.fsname.as_deref()), (Atime::Never, Some(OsStr::new("test"))));
+    // containerd through mount.fuse3.
+    parse("lowerdir=/a:/b,upperdir=/u,workdir=/w,dev,suid").unwrap();
+}
+
+#[test]
+fn escapes_are_the_kernels() {
+    let params = parse(r"lowerdir=/a\:b:/c\,d:/e\\:/\f,upperdir=/u\,\:\\,workdir=/w:x").unwrap();
+    assert_eq!(params.lowers, paths(&["/a:b", "/c,d", r"/e\", "/f"]));
+    assert_eq!(params.writable, Some(Writable { upper: r"/u,:\".into(), work: "/w:x".into() }));
+    assert_eq!(parse(r"lowerdir+=/a:b,lowerdir+=/c\,d").unwrap().lowers, paths(&["/a:b", "/c,d"]));
+}
+
+#[test]
+fn a_file_of_options_stands_where_it_is_named() {
+    let file = b"lowerdir+=/a\\\nb,ro\n\n# lowerdir+=/c\nlowerdir+=/d:e\\,f\nrw".to_vec();
+    let read = |path: &Path| if path == Path::new("/x,y") { Ok(file.clone()) } else { Err(std::io::ErrorKind::NotFound.into()) };
+    let params = Params::parse_with(["lowerdir+=/first,@/x\\,y,lowerdir+=/last"], read).unwrap();
+    assert_eq!((params.lowers, params.read_only), (paths(&["/first", "/a\nb", "/d:e,f", "/last"]), false));
+    let error = Params::parse_with(["@/none"], read).unwrap_err().to_string();
+    assert_eq!(error, "option @/none: entity not found; correct the path, which must be that of a readable file");
+}
+
+#[test]
+fn data_only_layers_are_the_kernels() {
+    let params = parse(r"lowerdir=/a:/b::/c\:d::/e,metacopy=on").unwrap();
+    assert_eq!((params.lowers, params.data, params.metacopy), (paths(&["/a", "/b"]), paths(&["/c:d", "/e"]), true));
+    let params = parse("lowerdir+=/a,lowerdir+=/b,datadir+=/c:d,datadir+=/e,metacopy=off").unwrap();
+    assert_eq!((params.lowers, params.data, params.metacopy), (paths(&["/a", "/b"]), paths(&["/c:d", "/e"]), false));
+}
+
+#[test]
+fn the_last_of_a_pair_counts() {
+    for (options, expected) in [("ro,rw", false), ("rw,ro", true), ("ro,defaults", false)] {
+        assert_eq!(parse(&format!("lowerdir=/a,{options}")).unwrap().read_only, expected, "{options}");
+    }
+    let params = parse("lowerdir=/a,user,exec").unwrap();
+    assert_eq!((params.exec, params.suid, params.dev), (true, false, false));
+    let params = Params::parse(["lowerdir=/a,nodev", "dev,fsync=0", "fsync=1"]).unwrap();
+    assert!(params.dev && !params.volatile);
+}
+
+#[test]
+fn what_plyfs_does_anyway_is_accepted_and_its_opposite_refused_by_name() {
+    for (same, other) in [
+        ("redirect_dir=on", "redirect_dir=off"),
+        ("index=on", "index=off"),
+        ("nfs_export=off", "nfs_export=on"),
+        ("xino=auto", "xino=off"),
+        ("verity=off", "verity=require"),
+        ("threaded=1", "threaded=0"),
+        ("noxattrs=0", "noxattrs=1"),
+        ("xattr_permissions=0", "xattr_permissions=2"),
+        ("whiteout=overlay", "whiteout=aufs"),
+        ("subtype=plyfs", "subtype=other"),
+        ("override_creds", "nooverride_creds"),
+        ("async", "sync"),
+        ("allow_other", "allow_root"),
+    ] {
+        assert_eq!(parse(&format!("lowerdir=/a,{same}")), parse("lowerdir=/a"), "{same}");
+        let text = refusal(&format!("lowerdir=/a,{other}"));
+        assert!(text.starts_with(&format!("option {other}: ")) && text.contains("; "), "{text}");
+    }
+}
+
+#[test]
+fn what_is_not_supported_is_refused_by_name_with_a_remedy() {
+    for option in [
+        "userxattr",
+        "uuid=on",
+        "uidmapping=:0:100000:65536",
+        "gidmapping=0:0:1",
+        "squash_to_root",
+        "squash_to_uid=1000",
+        "squash_to_gid=1000",
+        "timeout=1",
+        "plugins=/p",
+        "static_nlink",
+        "noacl",
+        "remount",
+        "auto_unmount",
+        "entry_timeout=1",
+        "max_read=4096",
+        r#"context="a,b""#,
+        "nonsense",
+        "nonsense=1",
+    ] {
+        let text = refusal(&format!("lowerdir=/a,{option},ro"));
+        assert!(text.starts_with(&format!("option {option}: ")) && text.contains("; "), "{text}");
+    }
+}
+
+#[test]
+fn contradictions_name_the_option_and_the_remedy() {
+    for (options, start) in [
+        ("", "option lowerdir: not given; "),
+        ("rw", "option lowerdir: not given; "),
+        ("lowerdir=", "option lowerdir: it is empty; "),
+        ("lowerdir", "option lowerdir: it needs a value; "),
+        ("lowerdir=/a:", "option lowerdir: a colon stands at an end; "),
+        ("lowerdir=:/a", "option lowerdir: a colon stands at an end; "),
+        ("lowerdir=/a:::/b", "option lowerdir: three colons follow each other; "),
+        ("lowerdir=/a::/b:/c", "option lowerdir: a directory that is shown stands after a data-only one; "),
+        ("lowerdir=::/b", "option lowerdir: a colon stands at an end; "),
+        ("lowerdir=/a::/a", "option lowerdir: /a is named twice; "),
+        ("lowerdir+=/a,datadir+=/a", "option datadir+: /a is named twice; "),
+        ("lowerdir=/a,datadir+=/b", "option datadir+: it cannot be combined with lowerdir; "),
+        ("lowerdir+=/a,datadir+=/b,lowerdir+=/c", "option lowerdir+: it stands after datadir+; "),
+        ("datadir+=/b", "option lowerdir: not given; "),
+        ("lowerdir=/a::/b,upperdir=/b,workdir=/w", "option upperdir: /b is named twice; "),
+        ("lowerdir=/a,metacopy=yes", "option metacopy=yes: the value must be on or off; "),
+        ("lowerdir=/a,metacopy=on,lower=live", "option metacopy: with lower=live "),
+        ("lowerdir=/a,lowerdir=/b", "option lowerdir: given more than once; "),
+        ("lowerdir=/a,lowerdir+=/b", "option lowerdir+: it cannot be combined with lowerdir; "),
+        ("lowerdir+=/a,lowerdir=/b", "option lowerdir: given more than once; "),
+        ("lowerdir=/a,upperdir=/u", "option upperdir: given without workdir; "),
+        ("lowerdir=/a,workdir=/w", "option workdir: given without upperdir; "),
+        ("lowerdir=/a,upperdir=/u,upperdir=/v,workdir=/w", "option upperdir: given more than once; "),
+        ("lowerdir=/a,upperdir=,workdir=/w", "option upperdir: it needs a value; "),
+        ("lowerdir=/a:/b:/a", "option lowerdir: /a is named twice; "),
+        ("lowerdir=/a:/b,upperdir=/b,workdir=/w", "option upperdir: /b is named twice; "),
+        ("lowerdir=/a,upperdir=/u,workdir=/u", "option workdir: /u is named twice; "),
+        ("lowerdir=/a,ro=1", "option ro=1: it takes no value; "),
+        ("lowerdir=/a,fsync=2", "option fsync=2: the value must be 0 or 1; "),
+        ("lowerdir=/a,lower=dead", "option lower=dead: the value must be live; "),
+        ("lowerdir=/a,redirect_dir", "option redirect_dir: it needs a value; "),
+        ("lowerdir=/a,fsname=", "option fsname: it needs a value; "),
+    ] {
+        let text = refusal(options);
+        assert!(text.starts_with(start) && !text.contains('\n'), "{options}: {text}");
+    }
+}
+
+fn path() -> impl Strategy<Value = PathBuf> {
+    prop::collection::vec(prop::sample::select(b"/a:,\\\" \n\xff=".to_vec()), 1..8).prop_map(|bytes| OsString::from_vec(bytes).into())
+}
+
+prop_compose! {
+    fn any_params()(
+        mut all in prop::collection::btree_set(path(), 3..7).prop_map(|set| set.into_iter().collect::<Vec<_>>()).prop_shuffle(),
+        writable in any::<bool>(),
+        flags in any::<[bool; 8]>(),
+        data in any::<prop::sample::Index>(),
+        atime in prop::sample::select(vec![Atime::Relative, Atime::Never, Atime::Strict]),
+        no_dir_atime in any::<bool>(),
+        fsname in prop::option::of(path()),
+    ) -> Params {
+        let pair = all.split_off(all.len() - 2);
+        let data = all.split_off(data.index(all.len()) + 1);
+        let [live_lowers, metacopy, volatile, read_only, dev, suid, exec, debug] = flags;
+        Params {
+            lowers: all,
+            data,
+            metacopy: metacopy && !live_lowers,
+            writable: writable.then(|| Writable { upper: pair[0].clone(), work: pair[1].clone() }),
+            live_lowers, volatile, read_only, dev, suid, exec, atime, no_dir_atime, debug,
+            fsname: fsname.map(PathBuf::into_os_string),
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn text_round_trips(params in any_params()) {
+        prop_assert_eq!(Params::parse([params.to_os_string()]), Ok(params.clone()));
+        if let Some(text) = params.to_os_string().to_str() {
+            prop_assert_eq!(params.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_parsed_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+        if let Ok(params) = Params::parse([OsString::from_vec(bytes)]) {
+            prop_assert_eq!(Params::parse([params.to_os_string()]), Ok(params));
+        }
+    }
+
+    #[test]
+    fn any_options_are_parsed_or_refused(text in "(lowerdir=|,|:|\\\\|/a|/b|upperdir=|workdir=|ro|=|\"|context=){0,12}") {
+        if let Ok(params) = parse(&text) {
+            prop_assert_eq!(Params::parse([params.to_os_string()]), Ok(params));
+        }
+    }
+}
