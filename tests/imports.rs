@@ -24,7 +24,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("plyfs-overlay", &["plyfs-format", "plyfs-sys"]),
     ("plyfs-fuse", &["plyfs-format", "plyfs-overlay", "plyfs-sys"]),
     ("plyfs-layerstore", &["plyfs-format", "plyfs-sys"]),
-    ("plyfs-races", &["plyfs-format", "plyfs-sys"]),
+    ("plyfs-races", &["plyfs-scheduled", "plyfs-sys"]),
     ("plyfs-runtime", &["plyfs-format", "plyfs-sys"]),
     ("plyfs", &["plyfs-format", "plyfs-fuse", "plyfs-layerstore", "plyfs-overlay", "plyfs-runtime", "plyfs-sys"]),
 ];

@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use plyfs_races::backend::{Place, Tree as _, UpperTree};
-use plyfs_races::{Behaviour, ChangeOptions, Ino, Layer, LayerStack, MemFs, MemTree, Name, OpenFlags, Union};
+use plyfs_scheduled::backend::{Place, Tree as _, UpperTree};
+use plyfs_scheduled::{Behaviour, ChangeOptions, Ino, Layer, LayerStack, MemFs, MemTree, Name, OpenFlags, Union};
 use plyfs_sys::stat::{Kind, Stat};
 use shuttle::scheduler::{PctScheduler, RandomScheduler, ReplayScheduler, Scheduler};
 use shuttle::{Config, MaxSteps, Runner};
@@ -63,14 +63,14 @@ impl Layers {
         Self { upper, lower }
     }
 
-    fn union(&self) -> Union<MemTree> {
+    fn union(&self, metacopy: bool) -> Union<MemTree> {
         let stack = LayerStack { upper: Some(Layer::trusted(self.upper.clone())), lowers: [Layer::trusted(self.lower.clone())].into() };
-        Union::new(stack, Behaviour::default()).unwrap()
+        Union::new(stack, Behaviour { metacopy, ..Behaviour::default() }).unwrap()
     }
 }
 
 /// All that is in a layer, times included.
-fn digest(tree: &MemTree, at: &<MemTree as plyfs_races::backend::Tree>::Node, into: &mut String) {
+fn digest(tree: &MemTree, at: &<MemTree as plyfs_scheduled::backend::Tree>::Node, into: &mut String) {
     for entry in tree.read_dir(at).unwrap() {
         let (node, stat) = tree.lookup(at, &Name::new(&entry.name).unwrap()).unwrap().unwrap();
         write!(into, "{} {stat:?}", entry.name.escape_ascii()).unwrap();
@@ -140,7 +140,8 @@ fn view(union: &Union<MemTree>, dir: Ino, path: &str, numbers: &mut BTreeMap<Ino
             write!(into, " {}={}", xattr.escape_ascii(), union.getxattr(attr.node, &xattr).unwrap().escape_ascii()).unwrap();
         }
         if stat.kind == Kind::File {
-            let handle = union.open(&plyfs_races::Caller::default(), attr.node, OpenFlags { read: true, ..OpenFlags::default() }).unwrap();
+            let handle =
+                union.open(&plyfs_scheduled::Caller::default(), attr.node, OpenFlags { read: true, ..OpenFlags::default() }).unwrap();
             let mut data = [0; 64];
             let len = union.read(handle, 0, &mut data).unwrap();
             union.release(handle);
@@ -170,6 +171,8 @@ fn whole_view(union: &Union<MemTree>) -> (String, Vec<Ino>) {
 pub(crate) struct Scenario {
     pub(crate) threads: &'static [&'static [Op]],
     pub(crate) held: &'static [&'static str],
+    /// With `metacopy=on`.
+    pub(crate) metacopy: bool,
 }
 
 /// Each thread's answers and the end state, as one text.
@@ -177,7 +180,11 @@ type Outcome = String;
 
 impl Scenario {
     pub(crate) const fn of(threads: &'static [&'static [Op]]) -> Self {
-        Self { threads, held: &PATHS }
+        Self { threads, held: &PATHS, metacopy: false }
+    }
+
+    pub(crate) const fn with_metacopy(threads: &'static [&'static [Op]]) -> Self {
+        Self { threads, held: &PATHS, metacopy: true }
     }
 
     /// Runs the calls one after the other, in this order of the threads.
@@ -288,7 +295,7 @@ impl Stage {
         let layers = Layers::new();
         let mut lower = String::new();
         digest(&layers.lower, &layers.lower.root(), &mut lower);
-        let union = layers.union();
+        let union = layers.union(scenario.metacopy);
         let held = Held::new(&union, scenario.held);
         Self { layers, lower, union: Arc::new(union), held: Arc::new(held) }
     }
@@ -299,7 +306,7 @@ impl Stage {
         let held = Arc::into_inner(held).unwrap();
         held.forget(&union);
         assert_eq!(union.inodes(), 1, "inodes stay that nobody knows");
-        let again = layers.union();
+        let again = layers.union(scenario.metacopy);
         let remounted = whole_view(&again);
         assert_eq!(live.0, remounted.0, "mounted again it shows something else (left: before)");
         assert_eq!(live.1, remounted.1, "mounted again it has other numbers (left: before)");

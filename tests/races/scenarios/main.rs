@@ -41,6 +41,20 @@ fn copy_up_against_rename() {
 }
 
 #[test]
+fn metadata_copy_up_against_data_copy_up() {
+    let check = |threads| Scenario::with_metacopy(threads).check();
+    check(&[&[Chmod("a/f", 0o600)], &[OpenWrite("a/f"), Write("ONE"), Close]]);
+    check(&[&[Chmod("a/f", 0o600), Stat("a/f")], &[SetXattr("a/f", "x")], &[OpenTruncate("a/f"), Close]]);
+    // What changes the metadata while the data comes stays.
+    check(&[&[Chmod("a/f", 0o600), OpenWrite("a/f"), Write("ONE"), Close], &[Touch("a/f"), Stat("a/f")]]);
+    check(&[&[Chmod("a/f", 0o600), Truncate("a/f", 1)], &[OpenWrite("a/f"), Write("TWO"), Close]]);
+    // Readers have the data from below or that of the upper, and the time of modification is put back.
+    check(&[&[Chmod("a/f", 0o600), OpenWrite("a/f"), Close], &[Open("a/f"), Read, Read, Close], &[Stat("a/f")]]);
+    check(&[&[Chmod("a/f", 0o600), Rename("a", "f", "b", "f2")], &[Open("a/f"), Read, Close, Unlink("b", "f2")]]);
+    check(&[&[Chmod("a/f", 0o600)], &[Link("a/f", "b", "l")], &[Unlink("a", "f")]]);
+}
+
+#[test]
 fn rename_crossed_with_rename() {
     Scenario::of(&[&[Rename("", "a", "b", "a")], &[Rename("", "b", "a", "b")]]).check();
     // Each into the other, by four directories: together they would leave the tree.
@@ -66,12 +80,16 @@ fn look_up_against_removing() {
 
 #[test]
 fn look_up_against_forget() {
-    let unknown = |threads| Scenario { threads, held: &[] };
+    let unknown = |threads| Scenario { threads, held: &[], metacopy: false };
     unknown(&[&[Visit("", "a"), Visit("", "a")], &[Visit("", "a"), Visit("", "a")]]).check();
     unknown(&[&[Visit("", "h1")], &[Visit("", "h1")], &[List("", &["h1"])]]).check();
-    Scenario { threads: &[&[Visit("a", "f"), Visit("a", "f")], &[Rename("a", "f", "b", "f2")], &[Visit("b", "f2")]], held: &["a", "b"] }
-        .check();
-    Scenario { threads: &[&[Visit("", "h1"), Visit("a", "h2")], &[Unlink("", "h1")]], held: &["a"] }.check();
+    Scenario {
+        threads: &[&[Visit("a", "f"), Visit("a", "f")], &[Rename("a", "f", "b", "f2")], &[Visit("b", "f2")]],
+        held: &["a", "b"],
+        metacopy: false,
+    }
+    .check();
+    Scenario { threads: &[&[Visit("", "h1"), Visit("a", "h2")], &[Unlink("", "h1")]], held: &["a"], metacopy: false }.check();
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What the threads of a scenario do: one call of the union each, and what it answered as text.
 
-use plyfs_races::{Caller, Error, HandleId, Ino, Name, NewNode, OpenFlags, RenameMode, SetAttr, Union};
-use plyfs_sys::at::XattrMode;
+use plyfs_scheduled::{Caller, Error, HandleId, Ino, Name, NewNode, OpenFlags, RenameMode, SetAttr, Union};
+use plyfs_sys::at::{SetTime, XattrMode};
 
 use crate::lab::{Held, Tree, time};
 
@@ -24,6 +24,8 @@ pub(crate) enum Op {
     Chmod(&'static str, u32),
     Truncate(&'static str, u64),
     SetXattr(&'static str, &'static str),
+    /// Sets the time of modification to now.
+    Touch(&'static str),
     Stat(&'static str),
     Create(&'static str, &'static str),
     Mkdir(&'static str, &'static str),
@@ -86,6 +88,7 @@ impl Op {
             }
             Self::Chmod(path, mode) => set(path, SetAttr { mode: Some(mode), ..SetAttr::default() }),
             Self::Truncate(path, size) => set(path, SetAttr { size: Some(size), ..SetAttr::default() }),
+            Self::Touch(path) => set(path, SetAttr { mtime: SetTime::Now, ..SetAttr::default() }),
             Self::SetXattr(path, value) => {
                 union.setxattr(&ROOT, held.ino(path), b"user.x", value.as_bytes(), XattrMode::Any).map(|()| done())
             }
