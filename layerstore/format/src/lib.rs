@@ -11,6 +11,7 @@
 //! | [`mark`] | the marks that are extended attributes: names, hiding, escaping, the value of the opaque mark |
 //! | [`redirect`] | the value of the redirect mark |
 //! | [`origin`] | the value of the origin and upper marks, and the names of index entries |
+//! | [`protattr`] | the value of the protattr mark |
 //! | [`whiteout`] | whiteouts as devices and as AUFS names |
 //! | [`change`] | `A`, `C` and `D` of a path, as text and as JSON |
 #![forbid(unsafe_code)]
@@ -21,6 +22,7 @@ pub mod dialect;
 pub mod mark;
 pub mod nlink;
 pub mod origin;
+pub mod protattr;
 pub mod redirect;
 pub mod whiteout;
 
@@ -32,6 +34,7 @@ pub use mark::{
 };
 pub use nlink::Nlink;
 pub use origin::{Origin, OriginError};
+pub use protattr::Protattr;
 pub use redirect::{Redirect, RedirectError};
 pub use whiteout::{
     AUFS_OPAQUE, AufsName, AufsNameError, ESCAPED_WHITEOUT_RDEV, WHITEOUT_RDEV, aufs_whiteout_name, classify_aufs_name, is_whiteout_device,

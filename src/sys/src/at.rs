@@ -7,7 +7,8 @@ use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
-    AtFlags, Gid, Mode, OFlags, ResolveFlags, Statx, StatxFlags, StatxTimestamp, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid,
+    AtFlags, Gid, Mode, OFlags, ResolveFlags, Statx, StatxAttributes, StatxFlags, StatxTimestamp, Timespec, Timestamps, UTIME_NOW,
+    UTIME_OMIT, Uid,
 };
 
 use crate::proc::ProcPath;
@@ -103,6 +104,8 @@ fn from_statx(raw: &Statx) -> Result<Stat> {
         mtime: time(raw.stx_mtime),
         ctime: time(raw.stx_ctime),
         btime: has_btime.then(|| time(raw.stx_btime)),
+        immutable: raw.stx_attributes.contains(StatxAttributes::IMMUTABLE),
+        append_only: raw.stx_attributes.contains(StatxAttributes::APPEND),
     })
 }
 

@@ -18,6 +18,7 @@ pub mod at;
 pub mod create;
 pub mod daemon;
 pub mod dir;
+pub mod flags;
 pub mod handle;
 pub mod io;
 pub mod limits;

@@ -17,6 +17,7 @@ use crate::at::{check, last_errno};
 use crate::{Errno, Result};
 
 pub mod caps;
+pub mod credentials;
 pub mod signals;
 
 /// How a process ended.

@@ -109,6 +109,10 @@ pub struct Stat {
     pub ctime: Time,
     /// The time of creation, where the filesystem keeps it.
     pub btime: Option<Time>,
+    /// Nothing of it may be changed ([`crate::flags::IMMUTABLE`]).
+    pub immutable: bool,
+    /// Only added to ([`crate::flags::APPEND`]).
+    pub append_only: bool,
 }
 
 /// Encodes a device number as `makedev(3)` does, for [`Stat::rdev`] and [`crate::create::mknod`].

@@ -234,6 +234,8 @@ impl MemNode {
             mtime: state.mtime,
             ctime: state.ctime,
             btime: Some(self.0.btime),
+            immutable: false,
+            append_only: false,
         }
     }
 }
