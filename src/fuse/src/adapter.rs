@@ -42,7 +42,7 @@ use plyfs_overlay::backend::UpperTree;
 use plyfs_overlay::{Name, NewNode, Seek, SetAttr, Union};
 use plyfs_sys::stat::Kind;
 
-use crate::convert::{self, decode, handle, ino};
+use crate::convert::{self, FlagRequest, decode, handle, ino};
 use crate::counters::Op;
 use crate::reply::{GENERATION, answer_empty, answer_xattr, count};
 use crate::request::Adapter;
@@ -491,13 +491,34 @@ impl<T: UpperTree> Filesystem for Adapter<T> {
         inode: INodeNo,
         _fh: FileHandle,
         _flags: IoctlFlags,
-        _cmd: u32,
-        _in_data: &[u8],
-        _out_size: u32,
+        cmd: u32,
+        in_data: &[u8],
+        out_size: u32,
         reply: ReplyIoctl,
     ) {
-        self.refuse(Op::IoCtl, request, inode);
-        reply.error(Errno::ENOTTY);
+        let Some(flags) = convert::flag_request(cmd, in_data) else {
+            self.refuse(Op::IoCtl, request, inode);
+            return reply.error(Errno::ENOTTY);
+        };
+        // Only the kernel asks so, for chattr(1) and its like; it has checked who may (`fuse_fileattr_get`, `fuse_fileattr_set`).
+        let span = self.begin(Op::IoCtl, request, inode, None);
+        let long = flags.changes() && self.may_copy_up(&span, &[inode]);
+        self.serve(
+            span,
+            long,
+            move |union| match flags {
+                FlagRequest::Get => union.flags(ino(inode)).map(|flags| flags.to_ne_bytes().to_vec()),
+                FlagRequest::Set(flags) => union.set_flags(ino(inode), flags).map(|()| Vec::new()),
+                FlagRequest::GetExtended => union.fsx(ino(inode)).map(|fsx| fsx.to_bytes().to_vec()),
+                FlagRequest::SetExtended(fsx) => union.set_fsx(ino(inode), &fsx).map(|()| Vec::new()),
+            },
+            // The kernel takes no other length than the one it asked for.
+            move |result| match result {
+                Ok(data) if data.len() == out_size as usize => reply.ioctl(0, &data),
+                Ok(_) => reply.error(Errno::EINVAL),
+                Err(errno) => reply.error(errno),
+            },
+        );
     }
 
     fn poll(

@@ -15,6 +15,7 @@ use fuser::{FileAttr, FileHandle, FileType, INodeNo, RenameFlags, TimeOrNow};
 use plyfs_overlay::{Attr, Caller, HandleId, Ino, Name, NewNode, RenameMode};
 use plyfs_sys::OFlags;
 use plyfs_sys::at::{SetTime, XattrMode};
+use plyfs_sys::flags::{Fsx, GET_FLAGS, GET_FSX, SET_FLAGS, SET_FSX};
 use plyfs_sys::stat::{Kind, Stat, Time, major, makedev, minor};
 
 /// The errno of a reply.
@@ -143,7 +144,7 @@ pub(crate) fn decode_dev(rdev: u32) -> u64 {
 const FMODE_EXEC: u32 = 0x20;
 
 /// The flags of open(2). `O_DIRECT`, `O_SYNC`, `O_NOATIME` and the rest are the kernel's business, not the layers'. `O_APPEND` is, too: the
-/// kernel gives each write the offset that it takes, with the inode locked.
+/// kernel gives each write the offset that it takes, with the inode locked; it matters to files that may only be appended to.
 pub(crate) fn open_flags(flags: i32) -> plyfs_overlay::OpenFlags {
     let flags = OFlags::from_bits_retain(flags.cast_unsigned());
     let access = flags & OFlags::RWMODE;
@@ -151,6 +152,7 @@ pub(crate) fn open_flags(flags: i32) -> plyfs_overlay::OpenFlags {
         read: access == OFlags::RDONLY || access == OFlags::RDWR,
         write: access == OFlags::WRONLY || access == OFlags::RDWR,
         truncate: flags.contains(OFlags::TRUNC),
+        append: flags.contains(OFlags::APPEND),
         exec: flags.bits() & FMODE_EXEC != 0,
     }
 }
@@ -158,6 +160,33 @@ pub(crate) fn open_flags(flags: i32) -> plyfs_overlay::OpenFlags {
 /// Whether a create must not find the name (`O_EXCL`).
 pub(crate) fn exclusive(flags: i32) -> bool {
     OFlags::from_bits_retain(flags.cast_unsigned()).contains(OFlags::EXCL)
+}
+
+/// What is asked of inode flags.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FlagRequest {
+    Get,
+    Set(u32),
+    GetExtended,
+    SetExtended(Fsx),
+}
+
+impl FlagRequest {
+    /// Whether it changes anything.
+    pub(crate) fn changes(self) -> bool {
+        matches!(self, Self::Set(_) | Self::SetExtended(_))
+    }
+}
+
+/// An ioctl about inode flags; `None` for any other, and for one of another length.
+pub(crate) fn flag_request(cmd: u32, data: &[u8]) -> Option<FlagRequest> {
+    match cmd {
+        GET_FLAGS => Some(FlagRequest::Get),
+        SET_FLAGS => data.try_into().ok().map(|word| FlagRequest::Set(u32::from_ne_bytes(word))),
+        GET_FSX => Some(FlagRequest::GetExtended),
+        SET_FSX => Fsx::from_bytes(data).map(FlagRequest::SetExtended),
+        _ => None,
+    }
 }
 
 /// The flags of renameat2(2); `None` for those that there is nothing for, and for contradictions.
@@ -290,6 +319,18 @@ mod tests {
         assert_eq!(rename_mode(no_replace | RenameFlags::RENAME_EXCHANGE), None);
         assert_eq!(rename_mode(RenameFlags::from_bits_retain(1 << 9)), None);
         assert_eq!([0, 1, 2, 3, 4].map(xattr_mode), [Some(XattrMode::Any), Some(XattrMode::Create), Some(XattrMode::Replace), None, None]);
+    }
+
+    #[test]
+    fn ioctls_of_flags_are_known_and_no_others() {
+        let fsx = Fsx { xflags: 8, ..Fsx::default() };
+        assert_eq!(flag_request(GET_FLAGS, b""), Some(FlagRequest::Get));
+        assert_eq!(flag_request(SET_FLAGS, &0x10_u32.to_ne_bytes()), Some(FlagRequest::Set(0x10)));
+        assert_eq!(flag_request(GET_FSX, b""), Some(FlagRequest::GetExtended));
+        assert_eq!(flag_request(SET_FSX, &fsx.to_bytes()), Some(FlagRequest::SetExtended(fsx)));
+        for (cmd, data) in [(SET_FLAGS, &b"short"[..]), (SET_FSX, b""), (0x5401, b""), (0, b"")] {
+            assert_eq!(flag_request(cmd, data), None);
+        }
     }
 
     #[test]

@@ -20,10 +20,6 @@ use crate::name::Name;
 use crate::resolve::Resolved;
 use crate::union::{Caller, NO_ID, Union};
 
-const SETUID: u32 = 0o4000;
-const SETGID: u32 = 0o2000;
-const GROUP_EXECUTE: u32 = 0o010;
-
 /// Attributes of an object of the union.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attr {
@@ -56,12 +52,6 @@ impl Default for SetAttr {
     fn default() -> Self {
         Self { mode: None, uid: None, gid: None, size: None, atime: SetTime::Omit, mtime: SetTime::Omit }
     }
-}
-
-/// The mode after a write, truncation or the like by somebody who may not keep setuid and setgid (POSIX write(), chown(); the kernel's `should_remove_suid`).
-pub(crate) fn without_privileges(mode: u32) -> u32 {
-    let setgid = if mode & GROUP_EXECUTE != 0 { SETGID } else { 0 };
-    mode & !(SETUID | setgid)
 }
 
 impl<T: UpperTree> Union<T> {
@@ -142,7 +132,7 @@ impl<T: UpperTree> Union<T> {
 
     /// Changes attributes. `handle`: the file handle of an ftruncate.
     ///
-    /// setuid and setgid go as POSIX says: at chown of what is no directory, and when somebody who is not root truncates.
+    /// setuid and setgid go as POSIX says: at chown of what is no directory, and when somebody without CAP_FSETID truncates.
     ///
     /// Errors: EROFS; EISDIR or EINVAL for the size of what is no regular file; EOVERFLOW for an owner that is none; the layers' errors.
     pub fn setattr(&self, caller: &Caller, ino: Ino, handle: Option<HandleId>, set: &SetAttr) -> Result<Attr> {
@@ -155,6 +145,8 @@ impl<T: UpperTree> Union<T> {
         if set.uid == Some(NO_ID) || set.gid == Some(NO_ID) {
             return Err(Error::NoIds);
         }
+        self.upper()?;
+        self.may_set(&inode, set)?;
         let content = match set.size {
             None => Content::Metadata,
             Some(0) => Content::Empty,
@@ -177,10 +169,10 @@ impl<T: UpperTree> Union<T> {
                     (None, _) => tree.open_write(node).and_then(|file| tree.truncate(&file, size)),
                 };
                 truncated.attempt("truncate")?;
-                self.drop_privileges(caller, &inode)?;
+                self.drop_privileges(caller, &inode, false)?;
             }
             if set.uid.is_some() || set.gid.is_some() {
-                tree.set_owner(node, set.uid, set.gid).attempt("chown")?;
+                self.change_owner(caller, &inode, set.uid, set.gid)?;
             }
             if let Some(mode) = set.mode
                 && inode.kind != Kind::Symlink
@@ -192,26 +184,6 @@ impl<T: UpperTree> Union<T> {
             }
         }
         self.attr_of(&inode)
-    }
-
-    /// Takes setuid and setgid away after a change by somebody who is not root. The inode is in the upper.
-    pub(crate) fn drop_privileges(&self, caller: &Caller, inode: &Inode<T>) -> Result<()> {
-        if caller.uid == 0 {
-            return Ok(());
-        }
-        self.clear_setid(inode)
-    }
-
-    pub(crate) fn clear_setid(&self, inode: &Inode<T>) -> Result<()> {
-        let tree = &self.upper()?.tree;
-        let node = self.upper_node(inode)?;
-        let mode = tree.stat(node).attempt("stat")?.mode;
-        let kept = without_privileges(mode);
-        if kept != mode {
-            tree.set_mode(node, kept).attempt("drop setuid and setgid")?;
-            self.tell(crate::union::Event::Attributes(inode.ino));
-        }
-        Ok(())
     }
 
     /// Target of a symlink.

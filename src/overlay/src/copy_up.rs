@@ -197,6 +197,7 @@ impl<T: UpperTree> Union<T> {
         if self.is_escaped_device(self.lower_layer(lower.layer)?, &lower.node, stat)? {
             self.mark_device(&staged.node)?;
         }
+        self.copy_flags(from, &lower.node, stat, &staged.node)?;
         if inode.kind != Kind::Symlink {
             to.set_mode(&staged.node, stat.mode).attempt("chmod the copy")?;
         }
@@ -267,6 +268,9 @@ impl<T: UpperTree> Union<T> {
             return Err(error);
         }
         let id = tree.id(&staged.node);
+        if staged.origin.is_none() && inode.kind != Kind::Dir {
+            self.table.note_copy(id, inode.origin);
+        }
         inode.publish_upper(staged.node, id, !staged.metacopy);
         parent.renumber();
         self.tell(Event::Attributes(inode.ino));

@@ -130,6 +130,7 @@ impl<T: UpperTree> Union<T> {
     }
 
     fn make_in(&self, caller: &Caller, parent: &Arc<Inode<T>>, name: &Name, node: NewNode, mode: u32, umask: u32) -> Result<Made<T>> {
+        self.may_enter_as(parent, name)?;
         self.copy_up(parent, Content::Whole)?;
         let part = parent.as_dir()?;
         let dir = part.state.write();
@@ -293,6 +294,8 @@ impl<T: UpperTree> Union<T> {
         if !inode.may_be_linked() {
             return Err(Error::NotFound);
         }
+        self.may_enter_as(&parent, name)?;
+        self.may_change(&inode)?;
         self.copy_up(&inode, Content::Whole)?;
         self.copy_up(&parent, Content::Whole)?;
         let part = parent.as_dir()?;
@@ -337,11 +340,12 @@ impl<T: UpperTree> Union<T> {
         let part = parent.as_dir()?;
         let _dir = part.state.write();
         let found = self.resolve(&parent, name)?.found()?;
-        if found.new.kind == Kind::Dir {
-            return Err(Error::IsDir);
-        }
         let upper_here = found.upper_here;
         let inode = self.intern(&parent, name, found.new);
+        self.may_leave(&parent, &inode)?;
+        if inode.kind == Kind::Dir {
+            return Err(Error::IsDir);
+        }
         let tree = &self.upper()?.tree;
         let place = Place { dir: self.upper_node(&parent)?, name };
         if upper_here {
@@ -458,10 +462,11 @@ impl<T: UpperTree> Union<T> {
         let part = parent.as_dir()?;
         let _dir = part.state.write();
         let Found { new, upper_here, .. } = self.resolve(&parent, name)?.found()?;
-        if new.kind != Kind::Dir {
+        let inode = self.intern(&parent, name, new);
+        self.may_leave(&parent, &inode)?;
+        if inode.kind != Kind::Dir {
             return Err(Error::NotDir);
         }
-        let inode = self.intern(&parent, name, new);
         let mut state = inode.as_dir()?.state.write();
         if !self.is_empty(&inode)? {
             return Err(Error::NotEmpty);

@@ -31,6 +31,8 @@ pub struct OpenFlags {
     pub write: bool,
     /// O_TRUNC; also without `write`, as Linux has it.
     pub truncate: bool,
+    /// O_APPEND: only what is append-only cares.
+    pub append: bool,
     /// To be executed (the kernel's `__FMODE_EXEC`).
     pub exec: bool,
 }
@@ -168,6 +170,7 @@ impl<T: UpperTree> Union<T> {
             return Err(Error::TextBusy);
         }
         if flags.write || flags.truncate {
+            self.may_write(&inode, flags.append, flags.truncate)?;
             return self.open_write(caller, inode, flags.truncate);
         }
         let (layer, node, on_upper) = self.data_of(&inode)?;
@@ -190,7 +193,7 @@ impl<T: UpperTree> Union<T> {
             }
         };
         if truncate {
-            self.drop_privileges(caller, &inode)?;
+            self.drop_privileges(caller, &inode, false)?;
         }
         Ok(self.handles.insert_file(inode, file, true))
     }
@@ -227,8 +230,7 @@ impl<T: UpperTree> Union<T> {
         let (inode, file) = self.for_writing(handle)?;
         let written = self.upper()?.tree.write(&file, data, offset).attempt("write")?;
         if kill_setid {
-            tracing::trace!(uid = caller.uid, "write takes setuid and setgid away");
-            self.clear_setid(&inode)?;
+            self.drop_privileges(caller, &inode, true)?;
         }
         Ok(written)
     }
@@ -263,8 +265,9 @@ impl<T: UpperTree> Union<T> {
     /// Errors: EBADF; EOPNOTSUPP for a mode that the upper's filesystem does not have; the upper's errors.
     pub fn fallocate(&self, caller: &Caller, handle: HandleId, mode: i32, offset: u64, len: u64) -> Result<()> {
         let (inode, file) = self.for_writing(handle)?;
+        self.may_allocate(&inode, mode)?;
         self.upper()?.tree.fallocate(&file, mode, offset, len).attempt("fallocate")?;
-        self.drop_privileges(caller, &inode)
+        self.drop_privileges(caller, &inode, false)
     }
 
     /// lseek(2) with SEEK_DATA or SEEK_HOLE.
@@ -288,9 +291,10 @@ impl<T: UpperTree> Union<T> {
         len: u64,
     ) -> Result<usize> {
         let (inode, target) = self.for_writing(to)?;
+        self.may_write(&inode, true, false)?;
         let (_, source, _) = self.handles.current(self, from)?;
         let copied = self.upper()?.tree.copy_range(&source, from_offset, &target, to_offset, len).attempt("copy_file_range")?;
-        self.drop_privileges(caller, &inode)?;
+        self.drop_privileges(caller, &inode, false)?;
         Ok(copied)
     }
 

@@ -18,6 +18,16 @@ pub(crate) const RESERVED: u64 = 1 << 63;
 /// The device's index stands from this bit on (the kernel calls this xino).
 const DEVICE_SHIFT: u32 = 55;
 const MAX_DEVICE: usize = 0xff;
+/// Numbers made of identities that do not fit: the upper half of the reserved range. Where two are made equal the table gives a number of the lower half.
+const FOLDED: u64 = RESERVED | 1 << 62;
+
+/// Spreads a device's index and a number over 64 bits (the finalizer of splitmix64).
+fn fold(device: u64, ino: u64) -> u64 {
+    let mut mixed = ino ^ device.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ mixed >> 31
+}
 
 /// Maps host identities to numbers. Objects on the first `st_dev`: the host's own number. Further devices: the device's index in bits 55 to 62. The layers'
 /// devices are known from the start, in the order of the layers, so that the numbers are the same at each mount; a device that appears inside a layer (a btrfs
@@ -39,7 +49,7 @@ impl InoMap {
         Self { devices: RwLock::new(devices) }
     }
 
-    /// The number of an object; `None` if it does not fit (the table then gives a reserved one).
+    /// The number of an object; `None` for the two that mean something else (the table then gives a reserved one).
     pub(crate) fn number(&self, id: ObjectId) -> Option<Ino> {
         let known = self.devices.read().iter().position(|&dev| dev == id.dev);
         let device = known.unwrap_or_else(|| {
@@ -52,7 +62,8 @@ impl InoMap {
         let number = match device {
             0 if id.ino < RESERVED => id.ino,
             1..=MAX_DEVICE if id.ino < 1 << DEVICE_SHIFT => id.ino | (device as u64) << DEVICE_SHIFT,
-            _ => return None,
+            // Of a union of unions: every number is this large.
+            _ => return Some(Ino(FOLDED | (fold(device as u64, id.ino) >> 2))),
         };
         // 0 means "no inode" to readdir's callers, 1 is the root's node id.
         (number > Ino::ROOT.0).then_some(Ino(number))
@@ -83,11 +94,16 @@ mod tests {
     }
 
     #[test]
-    fn zero_one_and_overflow_have_no_pure_number() {
+    fn zero_and_one_have_no_pure_number_and_what_does_not_fit_has_a_folded_one() {
         let map = InoMap::new([7]);
-        for ino in [0, 1, RESERVED, u64::MAX] {
+        for ino in [0, 1] {
             assert_eq!(map.number(ObjectId { dev: 7, ino }), None);
         }
-        assert_eq!(map.number(ObjectId { dev: 8, ino: 1 << DEVICE_SHIFT }), None);
+        let mut seen = std::collections::HashSet::new();
+        for (dev, ino) in [(7, RESERVED), (7, u64::MAX), (8, 1 << DEVICE_SHIFT), (8, RESERVED), (8, u64::MAX), (9, 1 << DEVICE_SHIFT)] {
+            let number = map.number(ObjectId { dev, ino }).unwrap();
+            assert!(number.0 >= FOLDED && seen.insert(number), "{dev} {ino}");
+            assert_eq!(map.number(ObjectId { dev, ino }), Some(number));
+        }
     }
 }

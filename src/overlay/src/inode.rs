@@ -10,11 +10,12 @@ use std::sync::{Arc, Weak};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
-use plyfs_format::Redirect;
+use plyfs_format::{Protattr, Redirect};
 use plyfs_sys::stat::{Kind, Stat};
 
 use crate::backend::{ObjectId, Tree};
 use crate::data::{Arrival, Far};
+use crate::flags::Protection;
 use crate::ino::{Ino, InoMap, RESERVED};
 use crate::layer::LowerObject;
 use crate::lock::{COPY, DIR, LEAF, LISTING, Ranked, RankedRw};
@@ -81,6 +82,8 @@ pub(crate) struct Inode<T: Tree> {
     pub(crate) nameless: AtomicBool,
     /// It was made without a name, and may get one.
     pub(crate) linkable: AtomicBool,
+    /// Immutable, append-only.
+    pub(crate) protection: Protection,
     pub(crate) dir: Option<Box<DirPart>>,
     table: Weak<Table<T>>,
 }
@@ -169,6 +172,12 @@ impl<T: Tree> Drop for Inode<T> {
     fn drop(&mut self) {
         if let Some(table) = self.table.upgrade() {
             table.remove_dead(self.ino);
+            // The host may give the identity of a removed object to another one.
+            if *self.nameless.get_mut()
+                && let Some(upper) = self.upper_id.get()
+            {
+                table.unmarked.remove(upper);
+            }
         }
         let mut parents = self.take_parents();
         while let Some(parent) = parents.pop() {
@@ -208,12 +217,24 @@ pub(crate) struct NewInode<T: Tree> {
     pub(crate) redirect: Option<Redirect>,
     /// It is in the index of hard links.
     pub(crate) links: Option<Links>,
+    /// Immutable, append-only; `None`: to be found out.
+    pub(crate) protattr: Option<Protattr>,
 }
 
 impl<T: Tree> NewInode<T> {
     /// An object that was made in the upper.
     pub(crate) fn made(kind: Kind, node: T::Node, id: ObjectId) -> Self {
-        Self { kind, origin: id, lowers: Vec::new(), far: None, upper: Some((node, id)), upper_data: true, redirect: None, links: None }
+        Self {
+            kind,
+            origin: id,
+            lowers: Vec::new(),
+            far: None,
+            upper: Some((node, id)),
+            upper_data: true,
+            redirect: None,
+            links: None,
+            protattr: None,
+        }
     }
 }
 
@@ -224,6 +245,8 @@ pub(crate) struct Table<T: Tree> {
     next_reserved: AtomicU64,
     /// Reserved numbers in use, by (origin, upper object): the same object gets the same number while it lives.
     reserved: DashMap<(ObjectId, Option<ObjectId>), Ino>,
+    /// Where upper objects were copied up from, if no mark on them says so (the lower's filesystem has no file handles): for as long as they have names.
+    unmarked: DashMap<ObjectId, ObjectId>,
 }
 
 impl<T: Tree> Table<T> {
@@ -234,12 +257,23 @@ impl<T: Tree> Table<T> {
             numbers: InoMap::new(devices),
             next_reserved: AtomicU64::new(RESERVED),
             reserved: DashMap::new(),
+            unmarked: DashMap::new(),
         })
     }
 
     /// The number that an object of this origin has when nothing is in the way; what readdir shows.
     pub(crate) fn number(&self, origin: ObjectId) -> Ino {
         self.numbers.number(origin).unwrap_or(Ino(RESERVED | origin.ino))
+    }
+
+    /// An upper object without an origin mark was copied up from this.
+    pub(crate) fn note_copy(&self, upper: ObjectId, origin: ObjectId) {
+        self.unmarked.insert(upper, origin);
+    }
+
+    /// What an upper object without an origin mark was copied up from.
+    pub(crate) fn copied_from(&self, upper: ObjectId) -> Option<ObjectId> {
+        if self.unmarked.is_empty() { None } else { self.unmarked.get(&upper).map(|origin| *origin) }
     }
 
     /// A live inode by its number.
@@ -332,6 +366,7 @@ impl<T: Tree> Table<T> {
             indexed: AtomicBool::new(false),
             nameless: AtomicBool::new(false),
             linkable: AtomicBool::new(false),
+            protection: Protection::new(new.protattr),
             dir,
             table: Arc::downgrade(self),
         })

@@ -261,7 +261,7 @@ impl<T: UpperTree> Union<T> {
                 Source::Upper => upper_is_pure && entry.kind != Kind::Dir,
             };
             let (ino, kind) = if own {
-                (self.table.number(entry.id), entry.kind)
+                (self.table.number(self.table.copied_from(entry.id).unwrap_or(entry.id)), entry.kind)
             } else {
                 match self.resolve(dir, &entry.name) {
                     Ok(Resolved::Found(found)) => (self.table.number(found.new.origin), found.new.kind),

@@ -106,10 +106,15 @@ impl<T: UpperTree> Union<T> {
         // Everything that takes long is done before a lock is held; whether it still is so is seen under the locks.
         loop {
             let source = self.peek(&from)?.ok_or(Error::NotFound)?;
-            self.copy_up(&source, Content::Whole)?;
+            // What may not be moved is not copied up for it; which error it is, is said under the locks.
+            if self.may_leave(&old_dir, &source).is_ok() {
+                self.copy_up(&source, Content::Whole)?;
+            }
             if mode == RenameMode::Exchange {
                 let target = self.peek(&to)?.ok_or(Error::NotFound)?;
-                self.copy_up(&target, Content::Whole)?;
+                if self.may_leave(&new_dir, &target).is_ok() {
+                    self.copy_up(&target, Content::Whole)?;
+                }
             }
             let moves_dir = source.kind == Kind::Dir || mode == RenameMode::Exchange;
             let _topology = (moves_dir || !Arc::ptr_eq(&old_dir, &new_dir)).then(|| self.rename_lock.lock());
@@ -170,11 +175,13 @@ impl<T: UpperTree> Union<T> {
         if source_is_dir && (Arc::ptr_eq(&source, to.dir) || is_ancestor(&source, to.dir)) {
             return Err(Error::Invalid("a directory into itself"));
         }
+        self.may_leave(from.dir, &source)?;
         if !source_here {
             return self.link_alias(&source, from).map(|()| false);
         }
         match target {
             Resolved::Absent { whiteout } => {
+                self.may_enter(to.dir)?;
                 let target = if whiteout { Target::Whiteout } else { Target::Free };
                 self.move_to(from, to, &source, target, None, mode.leaves())?;
             }
@@ -192,6 +199,7 @@ impl<T: UpperTree> Union<T> {
                         Error::NotEmpty
                     });
                 }
+                self.may_leave(to.dir, &target)?;
                 if mode == RenameMode::Exchange {
                     if target.lacks_data() {
                         return Ok(false);

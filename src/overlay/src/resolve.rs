@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use plyfs_format::{
-    Before, ESCAPED_WHITEOUT_RDEV, MarkKind, Nlink, Opaque, Origin, Redirect, XattrClass, classify_xattr, is_whiteout_device,
+    Before, ESCAPED_WHITEOUT_RDEV, MarkKind, Nlink, Opaque, Origin, Protattr, Redirect, XattrClass, classify_xattr, is_whiteout_device,
 };
 use plyfs_sys::stat::{Kind, Stat};
 
 use crate::backend::{ObjectId, Tree, UpperTree};
 use crate::data::{Far, as_before};
 use crate::error::{Attempt, Error, Result};
+use crate::flags;
 use crate::inode::{Inode, NewInode};
 use crate::layer::{Layer, LowerIndex, LowerObject};
 use crate::name::Name;
@@ -33,6 +34,8 @@ pub(crate) struct Marks {
     pub(crate) before: Option<Before>,
     /// A user's character device 0:0.
     pub(crate) device: bool,
+    /// What the union keeps of inode flags.
+    pub(crate) protattr: Protattr,
 }
 
 /// How an object of the index shows its links.
@@ -118,6 +121,10 @@ impl<T: UpperTree> Union<T> {
                 MarkKind::Before => marks.before = value()?.and_then(|v| Before::parse(&v)),
                 MarkKind::Device => marks.device = true,
                 MarkKind::Impure => marks.impure = true,
+                MarkKind::Protattr => match value()?.and_then(|v| Protattr::parse(&v)) {
+                    Some(protattr) => marks.protattr = protattr,
+                    None => tracing::warn!("a protattr mark that cannot be read is no mark"),
+                },
                 _ => {}
             }
         }
@@ -237,11 +244,24 @@ impl<T: UpperTree> Union<T> {
             if !has_data {
                 upper.blocks = stat.blocks;
             }
+            // Its mark is looked at when it matters.
             let object = Some((node, ObjectId::of(&upper)));
-            let new = NewInode { kind, origin, lowers, far, upper: object, upper_data: has_data, redirect: None, links: Some(links) };
+            let new = NewInode {
+                kind,
+                origin,
+                lowers,
+                far,
+                upper: object,
+                upper_data: has_data,
+                redirect: None,
+                links: Some(links),
+                protattr: None,
+            };
             return Ok(Resolved::Found(Box::new(Found { new, stat: upper, upper_here: false })));
         }
-        let new = NewInode { kind, origin, lowers, far, upper: None, upper_data: false, redirect: None, links: None };
+        // Others may change a live lower.
+        let protattr = (!self.behaviour.live_lowers).then(|| flags::own(&stat));
+        let new = NewInode { kind, origin, lowers, far, upper: None, upper_data: false, redirect: None, links: None, protattr };
         Ok(Resolved::Found(Box::new(Found { new, stat, upper_here: false })))
     }
 
@@ -308,7 +328,7 @@ impl<T: UpperTree> Union<T> {
             Some(top) => Some(self.lower_layer(top.layer)?.tree.id(&top.node)),
             None => None,
         };
-        let origin = marked.or(top).unwrap_or(id);
+        let origin = marked.or(top).or_else(|| self.table.copied_from(id)).unwrap_or(id);
         let new = NewInode {
             kind: stat.kind,
             origin,
@@ -318,6 +338,7 @@ impl<T: UpperTree> Union<T> {
             upper_data: !metacopy,
             redirect: marks.redirect,
             links,
+            protattr: Some(flags::both(flags::own(&stat), marks.protattr)),
         };
         Ok(Found { new, stat, upper_here: true })
     }

@@ -26,6 +26,7 @@ impl<T: UpperTree> Union<T> {
     pub fn tmpfile(&self, caller: &Caller, parent: Ino, mode: u32, umask: u32, linkable: bool) -> Result<(Attr, HandleId)> {
         let parent = self.directory(parent)?;
         self.upper()?;
+        self.may_enter(&parent)?;
         self.copy_up(&parent, Content::Whole)?;
         let dir = parent.as_dir()?.state.read();
         if dir.dead {

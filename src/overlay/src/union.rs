@@ -41,7 +41,8 @@ pub struct Caller {
     pub uid: u32,
     /// fsgid.
     pub gid: u32,
-    /// Process, for tracing.
+    /// Thread, by its number in this process's pid namespace, which waits for the answer; 0: not known. Its groups and capabilities are asked for when
+    /// they matter.
     pub pid: u32,
 }
 
@@ -198,5 +199,5 @@ fn root_parts<T: UpperTree>(stack: &LayerStack<T>) -> Result<NewInode<T>> {
         (node, id)
     });
     let origin = origin.or(upper.as_ref().map(|(_, id)| *id)).ok_or(Error::Invalid("a union needs at least one layer"))?;
-    Ok(NewInode { kind: Kind::Dir, origin, lowers, far: None, upper, upper_data: true, redirect: None, links: None })
+    Ok(NewInode { kind: Kind::Dir, origin, lowers, far: None, upper, upper_data: true, redirect: None, links: None, protattr: None })
 }

@@ -63,24 +63,21 @@ impl<T: UpperTree> Union<T> {
 
     /// Writes an attribute; copies the object up first.
     ///
-    /// An access ACL set by somebody who is not root and whose group is not the file's takes setgid away (the kernel's `posix_acl_update_mode`; here
-    /// it has to be done by hand, as `ovl_set_acl` does, because the write is the daemon's). Further groups of the caller are not known here: who is in the file's
-    /// group by one of those loses setgid, too.
+    /// An access ACL set by somebody who is not in the file's group takes setgid away (the kernel's `posix_acl_update_mode`; here it has to be done by hand, as
+    /// `ovl_set_acl` does, because the write is the daemon's).
     ///
     /// Errors: EROFS; EEXIST and ENODATA by `mode`; the upper's errors.
     pub fn setxattr(&self, caller: &Caller, ino: Ino, name: &[u8], value: &[u8], mode: XattrMode) -> Result<()> {
-        const SETGID: u32 = 0o2000;
         let inode = self.inode(ino)?;
         let on_disk = self.on_disk(self.upper()?.dialect, name)?;
+        self.may_change(&inode)?;
         self.copy_up(&inode, Content::Metadata)?;
         let _still = self.while_data_stays(&inode)?;
         let (tree, node) = (&self.upper()?.tree, self.upper_node(&inode)?);
         tree.set_xattr(node, &on_disk, value, mode).attempt("setxattr")?;
-        if name == acl::ACCESS && caller.uid != 0 {
-            let stat = tree.stat(node).attempt("stat")?;
-            if stat.mode & SETGID != 0 && stat.gid != caller.gid {
-                tree.set_mode(node, stat.mode & !SETGID).attempt("drop setgid")?;
-            }
+        if name == acl::ACCESS {
+            let group = tree.stat(node).attempt("stat")?.gid;
+            self.drop_setgid(caller, &inode, group)?;
         }
         Ok(())
     }
@@ -91,6 +88,7 @@ impl<T: UpperTree> Union<T> {
     pub fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
         let inode = self.inode(ino)?;
         self.upper()?;
+        self.may_change(&inode)?;
         self.getxattr(ino, name)?;
         let name = self.on_disk(self.upper()?.dialect, name)?;
         self.copy_up(&inode, Content::Metadata)?;

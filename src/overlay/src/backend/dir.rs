@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
 use plyfs_sys::at::{self, At, SetTime, XattrMode};
+use plyfs_sys::flags::{self, Fsx};
 use plyfs_sys::stat::{Kind, Stat};
 use plyfs_sys::statfs::StatFs;
 use plyfs_sys::{Errno, OFlags, RenameFlags, Result, create, handle, io, statfs, tree};
@@ -201,6 +202,15 @@ impl DirTree {
         }
     }
 
+    /// An object open for its flags: a regular file or a directory, only read.
+    fn opened(&self, node: &DirNode) -> Result<OwnedFd> {
+        match node.0.kind {
+            Kind::File => Ok(self.open_file(node, OFlags::RDONLY)?.0),
+            Kind::Dir => self.at(node, |at| at::open(at, OFlags::RDONLY | OFlags::DIRECTORY)),
+            _ => Err(Errno::NOTTY),
+        }
+    }
+
     /// The node of what was just made at `at`.
     fn made(&self, at: Place<'_, DirNode>) -> Result<DirNode> {
         let stat = self.in_dir(at, |dir, name| at::stat(At::Name(dir, name)))?;
@@ -312,6 +322,14 @@ impl Tree for DirTree {
     fn statfs(&self) -> Result<StatFs> {
         let fd = self.dir_fd(&self.root)?;
         statfs::statfs(fd.as_fd())
+    }
+
+    fn flags(&self, node: &DirNode) -> Result<u32> {
+        flags::flags(self.opened(node)?.as_fd())
+    }
+
+    fn fsx(&self, node: &DirNode) -> Result<Fsx> {
+        flags::fsx(self.opened(node)?.as_fd())
     }
 
     fn handle(&self, node: &DirNode) -> Result<Option<Handle>> {
@@ -479,6 +497,14 @@ impl UpperTree for DirTree {
 
     fn remove_xattr(&self, node: &DirNode, name: &[u8]) -> Result<()> {
         self.at(node, |at| at::remove_xattr(at, name))
+    }
+
+    fn set_flags(&self, node: &DirNode, all: u32) -> Result<()> {
+        flags::set_flags(self.opened(node)?.as_fd(), all)
+    }
+
+    fn set_fsx(&self, node: &DirNode, fsx: &Fsx) -> Result<()> {
+        flags::set_fsx(self.opened(node)?.as_fd(), fsx)
     }
 
     fn open_write(&self, node: &DirNode) -> Result<DirFile> {

@@ -8,12 +8,13 @@ mod mem;
 
 use std::fmt::Debug;
 
-use plyfs_sys::Result;
 use plyfs_sys::at::SetTime;
 use plyfs_sys::at::XattrMode;
+use plyfs_sys::flags::Fsx;
 use plyfs_sys::handle::FileHandle;
 use plyfs_sys::stat::{Kind, Stat};
 use plyfs_sys::statfs::StatFs;
+use plyfs_sys::{Errno, Result};
 
 pub use self::dir::{DirTree, LayerOpenError, check_overlap};
 pub use self::mem::{MemFs, MemTree};
@@ -131,6 +132,14 @@ pub trait Tree: Send + Sync + 'static {
     fn stat_file(&self, file: &Self::File) -> Result<Stat>;
     /// statfs(2) of the layer.
     fn statfs(&self) -> Result<StatFs>;
+    /// The inode flags (`FS_*_FL`) of a regular file or a directory. By default none are had: ENOTTY.
+    fn flags(&self, _node: &Self::Node) -> Result<u32> {
+        Err(Errno::NOTTY)
+    }
+    /// The flags in their other form (`struct fsxattr`).
+    fn fsx(&self, _node: &Self::Node) -> Result<Fsx> {
+        Err(Errno::NOTTY)
+    }
     /// A persistent handle of an object; `None` where the filesystem has none.
     fn handle(&self, node: &Self::Node) -> Result<Option<Handle>>;
     /// Where a directory is: the names from the layer's root down to it, each with what it names. `None` for a handle that opens nothing, another kind, or a directory outside of
@@ -185,6 +194,14 @@ pub trait UpperTree: Tree {
     fn set_xattr(&self, node: &Self::Node, name: &[u8], value: &[u8], mode: XattrMode) -> Result<()>;
     /// removexattr(2); ENODATA if it is not there.
     fn remove_xattr(&self, node: &Self::Node, name: &[u8]) -> Result<()>;
+    /// Sets all inode flags.
+    fn set_flags(&self, _node: &Self::Node, _flags: u32) -> Result<()> {
+        Err(Errno::NOTTY)
+    }
+    /// Sets the flags in their other form.
+    fn set_fsx(&self, _node: &Self::Node, _fsx: &Fsx) -> Result<()> {
+        Err(Errno::NOTTY)
+    }
     /// Opens a regular file for reading and writing.
     fn open_write(&self, node: &Self::Node) -> Result<Self::File>;
     /// Writes all of it, or less at the first error after some bytes.

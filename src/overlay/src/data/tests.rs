@@ -6,8 +6,8 @@ use crate::backend::{MemFs, MemTree, Place};
 use crate::{Attr, Behaviour, Caller, ChangeOptions, HandleId, Ino, Layer, LayerStack, NewNode, OpenFlags, RenameMode, SetAttr};
 
 const ROOT: Caller = Caller { uid: 0, gid: 0, pid: 1 };
-const READ: OpenFlags = OpenFlags { read: true, write: false, truncate: false, exec: false };
-const WRITE: OpenFlags = OpenFlags { read: true, write: true, truncate: false, exec: false };
+const READ: OpenFlags = OpenFlags { read: true, write: false, truncate: false, append: false, exec: false };
+const WRITE: OpenFlags = OpenFlags { read: true, write: true, truncate: false, append: false, exec: false };
 const OLD: Time = Time { sec: 5, nsec: 6 };
 
 type Node = <MemTree as Tree>::Node;

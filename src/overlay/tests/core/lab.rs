@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 pub(crate) const ROOT: Caller = Caller { uid: 0, gid: 0, pid: 1 };
 pub(crate) const USER: Caller = Caller { uid: 1000, gid: 1001, pid: 2 };
-pub(crate) const WRITE: OpenFlags = OpenFlags { read: true, write: true, truncate: false, exec: false };
+pub(crate) const WRITE: OpenFlags = OpenFlags { read: true, write: true, truncate: false, append: false, exec: false };
 
 /// What a test runs on. A union must be dropped before the layers are mounted again.
 pub(crate) trait Layers {

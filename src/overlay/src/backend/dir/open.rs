@@ -11,7 +11,7 @@ use plyfs_sys::at::{self, At};
 use plyfs_sys::mount::MountAttrFlags;
 use plyfs_sys::mount::{self, MountInfo};
 use plyfs_sys::stat::Kind;
-use plyfs_sys::{Errno, create, handle, io, proc, process, root, tree};
+use plyfs_sys::{Errno, create, handle, io, proc, process, root, statfs, tree};
 
 use super::{DirNode, DirTree, FdCache, NodeInner, ObjectId, Placed};
 use crate::sync::AtomicBool;
@@ -320,10 +320,18 @@ fn root_node(fd: OwnedFd) -> plyfs_sys::Result<DirNode> {
     Ok(DirNode(Arc::new(inner)))
 }
 
+/// `FUSE_SUPER_MAGIC` of linux/magic.h.
+const FUSE: i64 = 0x6573_5546;
+
 /// The filesystem's UUID if it gives out file handles; zeros stand for "no UUID", as in the kernel's origin marks.
+///
+/// Handles of FUSE are node ids, which most servers count anew at each mount: after it they would name other objects, and there is no UUID to tell by.
 fn handle_uuid(root: &DirNode) -> plyfs_sys::Result<Option<[u8; 16]>> {
     let place = root.0.place.read();
     let Placed::Pinned(fd) = &*place else { return Ok(None) };
+    if statfs::statfs(fd.as_fd())?.fs_type == FUSE {
+        return Ok(None);
+    }
     match handle::file_handle(At::Fd(fd.as_fd())) {
         Ok(_) => Ok(Some(handle::fs_uuid(fd.as_fd())?.unwrap_or_default())),
         Err(Errno::OPNOTSUPP | Errno::OVERFLOW) => Ok(None),
