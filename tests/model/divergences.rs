@@ -23,6 +23,26 @@ pub(crate) fn lists_stray_whiteouts(system: &str) -> bool {
     system.starts_with("kernel")
 }
 
+/// As a lower, too: of a whiteout by mark nobody else can know that it is not there before looking it up.
+pub(crate) fn lists_marked_whiteouts(lowers: &[LayerSpec]) -> bool {
+    lowers.iter().any(|layer| layer.entries.values().any(|entry| entry.what == What::MarkedWhiteout))
+}
+
+/// Kernel overlayfs over a lower without file handles changes an object's number when it is copied up, even while it is held or has another name.
+pub(crate) fn numbers_over_no_handles(system: &str) -> bool {
+    system == "kernel overlayfs on plyfs" || system == "kernel overlayfs, eight deep"
+}
+
+/// Kernel overlayfs asks an upper on FUSE about the name that it first knew of a file, and answers ESTALE for the others when that one is gone.
+pub(crate) fn loses_names_of_links(op: &Op) -> bool {
+    matches!(op, Op::Link { .. })
+}
+
+/// Kernel overlayfs keeps one whiteout in `work` to link from, until the next mount.
+pub(crate) fn keeps_a_whiteout_in_work(system: &str) -> bool {
+    system.starts_with("kernel")
+}
+
 /// Kernel overlayfs answers fstat of an unlinked lower file that was never copied up with the lower's own link count, which is not 0.
 pub(crate) fn keeps_links_of_removed_lowers(system: &str, want: &mut View) {
     if system.starts_with("kernel") {
@@ -39,8 +59,10 @@ pub(crate) fn redirect_too_long(system: &str, op: &Op, got: &Outcome) -> bool {
 /// Kernel overlayfs counts a whiteout by mark that hides nothing as an entry when it asks whether a directory is empty. Rare: such a whiteout is in the layer
 /// for the sake of another layer.
 pub(crate) fn stray_marked_whiteouts(system: &str, lowers: &[LayerSpec], op: &Op, got: &Outcome) -> bool {
-    let marked = lowers.iter().any(|layer| layer.entries.values().any(|entry| entry.what == What::MarkedWhiteout));
-    marked && system.starts_with("kernel") && matches!(op, Op::Rmdir { .. } | Op::Rename { .. }) && *got == Err(Errno::NOTEMPTY)
+    lists_marked_whiteouts(lowers)
+        && system.starts_with("kernel")
+        && matches!(op, Op::Rmdir { .. } | Op::Rename { .. })
+        && *got == Err(Errno::NOTEMPTY)
 }
 
 /// Kernel overlayfs refuses to make a character device 0:0 (EPERM), as it would be a whiteout, and a rename that leaves one (EINVAL); plyfs stores it

@@ -5,6 +5,7 @@
 //! | `case`, `generate`, `shrink` | cases as values and text, from a seed, made small |
 //! | `reference` | the POSIX oracle, a tree in memory |
 //! | `union` | the union under test, over memory (`memory`) and real directories (`directories`) |
+//! | `nested` | unions on unions, through real mounts |
 //! | `plain` | a real directory or kernel mount through system calls |
 //! | `diff` | the diff by its rules |
 //! | `divergences` | where they may differ |
@@ -24,6 +25,7 @@ mod divergences;
 mod fault;
 mod generate;
 mod memory;
+mod nested;
 mod plain;
 mod reference;
 mod regressions;
@@ -109,6 +111,28 @@ fn kernel_overlayfs_agrees() {
     directories::with_own_mounts(|| {
         let with = directories::With { plain: false, kernel: true, handover: true };
         cases("kernel", 400, Options { ops: 20, remounts: true }, &|case| directories::run(case, with));
+    });
+}
+
+#[test]
+fn unions_on_unions_agree_with_the_reference() {
+    if !is_root() {
+        skip::skip!("needs root");
+    }
+    if let Err(errno) = plyfs_sys::mount::open_dev_fuse() {
+        skip::skip!("needs /dev/fuse: {errno}");
+    }
+    if let Some(reason) = directories::no_kernel() {
+        skip::skip!("{reason}");
+    }
+    directories::with_own_mounts(|| {
+        for shape in nested::SHAPES {
+            for text in nested::KEPT {
+                let case = text.parse().unwrap();
+                assert_eq!(caught(&case, &|case| nested::run(shape, case)), None, "{}: {case}", shape.name);
+            }
+            cases(shape.name, 18, Options { ops: 20, remounts: true }, &|case| nested::run(shape, case));
+        }
     });
 }
 

@@ -15,7 +15,7 @@ use crate::generate::Random;
 use crate::system::System as _;
 use crate::union::UnionSystem;
 
-const ME: Caller = Caller { uid: 0, gid: 0, pid: 1 };
+const ME: Caller = Caller { uid: 0, gid: 0, pid: 0 };
 const THREADS: u64 = 6;
 
 /// One thread's hands on the union: counts every look-up that it was given, and gives them all back.

@@ -13,8 +13,8 @@ use crate::reference::{Outcome, Reply};
 use crate::system::System;
 use crate::view::{Object, SET, View, show};
 
-const ME: Caller = Caller { uid: 0, gid: 0, pid: 1 };
-const READ: OpenFlags = OpenFlags { read: true, write: false, truncate: false, exec: false };
+const ME: Caller = Caller { uid: 0, gid: 0, pid: 0 };
+const READ: OpenFlags = OpenFlags { read: true, write: false, truncate: false, append: false, exec: false };
 
 /// How to mount again.
 pub(crate) enum Again {
@@ -182,7 +182,10 @@ impl<T: UpperTree> UnionSystem<T> {
     fn open_and(&mut self, at: &Path, act: impl FnOnce(&Union<T>, HandleId, u64) -> Result<(), plyfs_overlay::Error>) -> Result<(), Errno> {
         let attr = self.find(at)?;
         Self::openable(&attr, true)?;
-        let handle = self.union().open(&ME, attr.node, OpenFlags { read: false, write: true, truncate: false, exec: false }).map_err(no)?;
+        let handle = self
+            .union()
+            .open(&ME, attr.node, OpenFlags { read: false, write: true, truncate: false, ..OpenFlags::default() })
+            .map_err(no)?;
         let size = self.union().getattr(attr.node).map(|attr| attr.stat.size);
         let done = size.and_then(|size| act(self.union(), handle, size)).map_err(no);
         self.union().release(handle);
@@ -206,7 +209,7 @@ impl<T: UpperTree> UnionSystem<T> {
                         Self::openable(&there, true)?;
                     }
                 }
-                let flags = OpenFlags { read: true, write: true, truncate: *trunc, exec: false };
+                let flags = OpenFlags { read: true, write: true, truncate: *trunc, ..OpenFlags::default() };
                 let (attr, handle) = self.union().create(&ME, dir, &name, *mode, 0, *excl, flags).map_err(no)?;
                 self.know(&attr);
                 match slot {
@@ -220,7 +223,7 @@ impl<T: UpperTree> UnionSystem<T> {
                 let ino = attr.node;
                 let handle = match attr.stat.kind {
                     Kind::Dir => self.union().opendir(ino),
-                    _ => self.union().open(&ME, ino, OpenFlags { read: true, write: *write, truncate: *trunc, exec: false }),
+                    _ => self.union().open(&ME, ino, OpenFlags { read: true, write: *write, truncate: *trunc, ..OpenFlags::default() }),
                 };
                 self.fill(*slot, Slot { ino, handle: Some(handle.map_err(no)?), kind: attr.stat.kind, write: *write });
             }

@@ -82,7 +82,9 @@ fn same(want: &Object, got: &Object) -> bool {
 /// Remembers which number a filesystem gave to which object of the reference: it must not change while the object lives.
 #[derive(Default)]
 pub(crate) struct Identities {
-    shown: HashMap<u64, u64>,
+    pub(crate) shown: HashMap<u64, u64>,
+    /// Numbers are not looked at.
+    pub(crate) blind: bool,
 }
 
 impl Identities {
@@ -109,7 +111,7 @@ impl Identities {
                 (want, got) => return Err(format!("slot @{slot}\n  should be {want:?}\n  but is    {got:?}")),
             }
         }
-        self.same_objects(want, got)
+        if self.blind { Ok(()) } else { self.same_objects(want, got) }
     }
 
     fn same_objects(&mut self, want: &View, got: &View) -> Result<(), String> {

@@ -8,6 +8,7 @@
 //! | `names` | deleted and made again, renamed, linked, whited out |
 //! | `listing` | directories read while they change, numbers of inodes |
 //! | `rights` | setuid, ACLs, setgid directories, umask, xattrs: as a plain directory has them |
+//! | `flags` | immutable, append-only and other inode flags |
 //! | `uses` | locks, programs, sockets, pipes |
 //! | `life` | mounted twice, ended, layers that fail or are swapped |
 //! | `transport` | what the mount cannot carry |
@@ -18,6 +19,7 @@
 
 mod copy_up;
 mod data;
+mod flags;
 mod lab;
 mod life;
 mod listing;
