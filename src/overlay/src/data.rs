@@ -61,7 +61,8 @@ impl Arrival {
 
     /// Before the first byte, and before the mark.
     fn begin(&self, before: Before) {
-        *self.before.lock() = Some(Box::new(before));
+        let mut there = self.before.lock();
+        *there = Some(Box::new(before));
         self.turn.fetch_add(1, Ordering::SeqCst);
     }
 

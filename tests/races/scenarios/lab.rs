@@ -11,7 +11,7 @@ use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use plyfs_scheduled::backend::{Place, Tree as _, UpperTree};
-use plyfs_scheduled::{Behaviour, ChangeOptions, Ino, Layer, LayerStack, MemFs, MemTree, Name, OpenFlags, Union};
+use plyfs_scheduled::{Behaviour, Caller, ChangeOptions, Ino, Layer, LayerStack, MemFs, MemTree, Name, OpenFlags, SetAttr, Union};
 use plyfs_sys::stat::{Kind, Stat};
 use shuttle::scheduler::{PctScheduler, RandomScheduler, ReplayScheduler, Scheduler};
 use shuttle::{Config, MaxSteps, Runner};
@@ -61,6 +61,16 @@ impl Layers {
             lower.set_mode(&linked, 0o640).unwrap();
         }
         Self { upper, lower }
+    }
+
+    /// Makes metacopies of `a/f` and `b/f`.
+    fn copy_metadata(&self) {
+        let union = self.union(true);
+        for dir in ["a", "b"] {
+            let find = |at, name: &str| union.lookup(at, &Name::new(name).unwrap()).unwrap().unwrap().node;
+            let file = find(find(Ino::ROOT, dir), "f");
+            union.setattr(&Caller::default(), file, None, &SetAttr { mode: Some(0o604), ..SetAttr::default() }).unwrap();
+        }
     }
 
     fn union(&self, metacopy: bool) -> Union<MemTree> {
@@ -140,8 +150,7 @@ fn view(union: &Union<MemTree>, dir: Ino, path: &str, numbers: &mut BTreeMap<Ino
             write!(into, " {}={}", xattr.escape_ascii(), union.getxattr(attr.node, &xattr).unwrap().escape_ascii()).unwrap();
         }
         if stat.kind == Kind::File {
-            let handle =
-                union.open(&plyfs_scheduled::Caller::default(), attr.node, OpenFlags { read: true, ..OpenFlags::default() }).unwrap();
+            let handle = union.open(&Caller::default(), attr.node, OpenFlags { read: true, ..OpenFlags::default() }).unwrap();
             let mut data = [0; 64];
             let len = union.read(handle, 0, &mut data).unwrap();
             union.release(handle);
@@ -173,6 +182,8 @@ pub(crate) struct Scenario {
     pub(crate) held: &'static [&'static str],
     /// With `metacopy=on`.
     pub(crate) metacopy: bool,
+    /// `a/f` and `b/f` are metacopies of the upper when the threads begin.
+    pub(crate) copied: bool,
 }
 
 /// Each thread's answers and the end state, as one text.
@@ -180,11 +191,11 @@ type Outcome = String;
 
 impl Scenario {
     pub(crate) const fn of(threads: &'static [&'static [Op]]) -> Self {
-        Self { threads, held: &PATHS, metacopy: false }
+        Self { threads, held: &PATHS, metacopy: false, copied: false }
     }
 
     pub(crate) const fn with_metacopy(threads: &'static [&'static [Op]]) -> Self {
-        Self { threads, held: &PATHS, metacopy: true }
+        Self { threads, held: &PATHS, metacopy: true, copied: false }
     }
 
     /// Runs the calls one after the other, in this order of the threads.
@@ -293,6 +304,9 @@ struct Stage {
 impl Stage {
     fn new(scenario: Scenario) -> Self {
         let layers = Layers::new();
+        if scenario.copied {
+            layers.copy_metadata();
+        }
         let mut lower = String::new();
         digest(&layers.lower, &layers.lower.root(), &mut lower);
         let union = layers.union(scenario.metacopy);

@@ -55,6 +55,23 @@ fn metadata_copy_up_against_data_copy_up() {
 }
 
 #[test]
+fn metacopies_against_names() {
+    // What is found under the name in the end may be another metacopy than the one that was made whole first.
+    let check = |threads| Scenario { copied: true, ..Scenario::with_metacopy(threads) }.check();
+    check(&[&[Rename("a", "f", "b", "g")], &[Exchange("a", "f", "b", "f")]]);
+    check(&[&[Rename("a", "f", "", "g")], &[Rename("b", "f", "a", "f")]]);
+    check(&[&[Link("a/f", "b", "l"), Stat("a/f")], &[Unlink("a", "f")]]);
+}
+
+#[test]
+fn look_up_against_the_data_of_a_metacopy() {
+    // The mark is read, the data comes through an inode that is forgotten, and only then the one that was looked up can be found.
+    let check = |threads| Scenario { threads, held: &["a"], metacopy: true, copied: true }.check();
+    check(&[&[ReadFound("a", "f"), ReadFound("a", "f")], &[WriteFound("a", "f", "ONE")]]);
+    check(&[&[WriteFound("a", "f", "T")], &[WriteFound("a", "f", "ONE")], &[ReadFound("a", "f")]]);
+}
+
+#[test]
 fn rename_crossed_with_rename() {
     Scenario::of(&[&[Rename("", "a", "b", "a")], &[Rename("", "b", "a", "b")]]).check();
     // Each into the other, by four directories: together they would leave the tree.
@@ -80,16 +97,18 @@ fn look_up_against_removing() {
 
 #[test]
 fn look_up_against_forget() {
-    let unknown = |threads| Scenario { threads, held: &[], metacopy: false };
+    let unknown = |threads| Scenario { threads, held: &[], metacopy: false, copied: false };
     unknown(&[&[Visit("", "a"), Visit("", "a")], &[Visit("", "a"), Visit("", "a")]]).check();
     unknown(&[&[Visit("", "h1")], &[Visit("", "h1")], &[List("", &["h1"])]]).check();
     Scenario {
         threads: &[&[Visit("a", "f"), Visit("a", "f")], &[Rename("a", "f", "b", "f2")], &[Visit("b", "f2")]],
         held: &["a", "b"],
         metacopy: false,
+        copied: false,
     }
     .check();
-    Scenario { threads: &[&[Visit("", "h1"), Visit("a", "h2")], &[Unlink("", "h1")]], held: &["a"], metacopy: false }.check();
+    Scenario { threads: &[&[Visit("", "h1"), Visit("a", "h2")], &[Unlink("", "h1")]], held: &["a"], metacopy: false, copied: false }
+        .check();
 }
 
 #[test]

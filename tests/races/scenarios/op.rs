@@ -38,6 +38,10 @@ pub(crate) enum Op {
     List(&'static str, &'static [&'static str]),
     /// Looks a name up, uses what was found, and forgets it.
     Visit(&'static str, &'static str),
+    /// Looks a file up, reads it, and forgets it.
+    ReadFound(&'static str, &'static str),
+    /// Looks a file up, writes at its start, and forgets it.
+    WriteFound(&'static str, &'static str, &'static str),
 }
 
 /// What a thread keeps from one call to the next.
@@ -125,6 +129,14 @@ impl Op {
                 Ok(staying.iter().map(|name| format!("{name} {}", names.iter().any(|other| other == name))).collect::<Vec<_>>().join(" "))
             }
             Self::Visit(dir, there) => visit(union, held.ino(dir), &name(there)),
+            Self::ReadFound(dir, file) => on_found(union, held.ino(dir), &name(file), false, |handle| {
+                let mut data = [0; 64];
+                let len = union.read(handle, 0, &mut data)?;
+                Ok(data[..len].escape_ascii().to_string())
+            }),
+            Self::WriteFound(dir, file, data) => on_found(union, held.ino(dir), &name(file), true, |handle| {
+                union.write(&ROOT, handle, 0, data.as_bytes(), false).map(|written| written.to_string())
+            }),
         }
     }
 }
@@ -145,6 +157,24 @@ pub(crate) fn list(union: &Union<Tree>, dir: Ino) -> Result<Vec<String>, Error> 
     read?;
     names.retain(|name| name != "." && name != "..");
     Ok(names)
+}
+
+/// Looks a file up, opens it, uses it, closes and forgets it.
+fn on_found(
+    union: &Union<Tree>,
+    dir: Ino,
+    name: &Name,
+    write: bool,
+    work: impl FnOnce(HandleId) -> Result<String, Error>,
+) -> Result<String, Error> {
+    let attr = union.lookup(dir, name)?.ok_or(Error::NotFound)?;
+    let said = union.open(&ROOT, attr.node, OpenFlags { read: true, write, ..OpenFlags::default() }).and_then(|handle| {
+        let said = work(handle);
+        union.release(handle);
+        said
+    });
+    union.forget(attr.node, 1);
+    said
 }
 
 /// What was looked up may be used until it is forgotten, whatever others forget.
