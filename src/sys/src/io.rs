@@ -5,7 +5,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use rustix::fs::{FallocateFlags, FlockOperation, IFlags, SeekFrom};
+use rustix::fs::{FallocateFlags, FlockOperation, SeekFrom};
 use rustix::io::{IoSlice, ReadWriteFlags, retry_on_intr};
 
 use crate::Result;
@@ -138,24 +138,6 @@ pub fn syncfs(fd: BorrowedFd<'_>) -> Result<()> {
 /// `EWOULDBLOCK` when another opening holds a lock.
 pub fn flock_exclusive_nonblock(fd: BorrowedFd<'_>) -> Result<()> {
     retry_on_intr(|| rustix::fs::flock(fd, FlockOperation::NonBlockingLockExclusive))
-}
-
-/// Reads the inode flags, `FS_*_FL` (`FS_IOC_GETFLAGS`).
-///
-/// # Errors
-///
-/// `ENOTTY` or `EOPNOTSUPP` where the filesystem has none.
-pub fn ioctl_getflags(fd: BorrowedFd<'_>) -> Result<u32> {
-    rustix::fs::ioctl_getflags(fd).map(|flags| flags.bits())
-}
-
-/// Sets the inode flags, `FS_*_FL` (`FS_IOC_SETFLAGS`). Flags that the filesystem keeps to itself must be passed as they were read.
-///
-/// # Errors
-///
-/// The kernel's; `EPERM` for immutable and append-only without `CAP_LINUX_IMMUTABLE`.
-pub fn ioctl_setflags(fd: BorrowedFd<'_>, flags: u32) -> Result<()> {
-    rustix::fs::ioctl_setflags(fd, IFlags::from_bits_retain(flags))
 }
 
 #[cfg(test)]

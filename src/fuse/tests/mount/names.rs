@@ -253,7 +253,8 @@ fn what_is_not_served_is_refused_in_the_usual_way() {
         return;
     };
     let file = File::open(lab.mnt("f")).unwrap();
-    assert_eq!(plyfs_sys::io::ioctl_getflags(file.as_fd()), Err(Errno::NOTTY));
+    // A terminal's.
+    assert_eq!(plyfs_sys::terminal::Modes::of(file.as_fd()).err(), Some(Errno::NOTTY));
     // Locks are the kernel's own.
     plyfs_sys::io::flock_exclusive_nonblock(file.as_fd()).unwrap();
     let other = File::open(lab.mnt("f")).unwrap();

@@ -185,18 +185,3 @@ fn flock_is_exclusive_between_openings() {
     drop(first);
     flock_exclusive_nonblock(second.as_fd()).unwrap();
 }
-
-#[test]
-fn inode_flags_round_trip_or_are_unsupported() {
-    /// `FS_NODUMP_FL`, which the owner may change.
-    const NODUMP: u32 = 0x40;
-    let dir = Dir::new();
-    let fd = create(dir.as_fd(), b"f", 0o600).unwrap();
-    match ioctl_getflags(fd.as_fd()) {
-        Ok(flags) => {
-            ioctl_setflags(fd.as_fd(), flags | NODUMP).unwrap();
-            assert_eq!(ioctl_getflags(fd.as_fd()), Ok(flags | NODUMP));
-        }
-        Err(error) => assert!(matches!(error, Errno::NOTTY | Errno::OPNOTSUPP), "{error}"),
-    }
-}
