@@ -6,18 +6,17 @@ use std::sync::Arc;
 
 use plyfs_fuse::{ServeOptions, Served};
 use plyfs_overlay::params::{Atime, Params};
-use plyfs_overlay::{Behaviour, DirTree, Layer, LayerStack, Union};
+use plyfs_overlay::{Behaviour, DirTree, LayerStack, Union};
 use plyfs_sys::at::{self, At};
 use plyfs_sys::mount::{self, FuseOptions, MountAttrFlags};
 use plyfs_sys::signal::SignalWaiter;
 use plyfs_sys::{Errno, limits, process, stat};
 
 use super::fail::failure;
-use super::layers;
 use super::mounts::SUBTYPE;
 use super::record::{self, Record, Written};
 use super::text::Text;
-use super::upper;
+use super::{marks, upper};
 
 /// A mount that was checked and can be made.
 #[derive(Debug)]
@@ -105,14 +104,16 @@ fn mount_refused(at: &str, error: &mount::MountError) -> anyhow::Error {
 struct Roots(Vec<i32>);
 
 fn union(params: &Params) -> anyhow::Result<(Arc<Union<DirTree>>, Roots)> {
-    let lowers = layers::open(&params.lowers, &params.data)?;
+    let lowers = marks::open(&params.lowers, &params.data, params)?;
     let upper = match &params.writable {
-        Some(place) => Some(Layer::trusted(upper::open(place, atime_flags(params))?)),
+        Some(place) => Some(marks::upper(upper::open(place, atime_flags(params))?, &place.upper, params)),
         None => None,
     };
     let roots = Roots(lowers.iter().chain(&upper).filter_map(|layer| layer.tree.root_number()).collect());
-    let behaviour = Behaviour { metacopy: params.metacopy, ..behaviour(params.volatile, params.live_lowers) };
-    Ok((make_union(LayerStack { upper, lowers }, behaviour)?, roots))
+    let behaviour = Behaviour { metacopy: params.metacopy, lenient: params.lenient, ..behaviour(params.volatile, params.live_lowers) };
+    let union = make_union(LayerStack { upper, lowers }, behaviour)?;
+    marks::check(&union, params)?;
+    Ok((union, roots))
 }
 
 /// How a union behaves that is served by this process, whose umask is 0.
@@ -146,8 +147,9 @@ fn fuse_options(params: &Params) -> FuseOptions {
     use std::os::unix::ffi::OsStrExt;
     FuseOptions {
         source: params.fsname.as_ref().map_or_else(|| SUBTYPE.into(), |name| name.as_bytes().to_vec()),
-        dev: params.dev,
-        suid: params.suid,
+        // Whoever owns a layer would make devices and set uids by attributes.
+        dev: params.dev && !params.override_stat,
+        suid: params.suid && !params.override_stat,
         exec: params.exec,
         read_only: params.is_read_only(),
         attrs: atime_flags(params),

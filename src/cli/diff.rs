@@ -1,17 +1,18 @@
 //! `plyfs diff`: what the upper of a union changed against its lowers.
 
 use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use plyfs_format::Change;
-use plyfs_overlay::params::{Lowers, parse_paths};
-use plyfs_overlay::{ChangeOptions, DirTree, Layer, LayerStack, changes_of, check_overlap};
+use plyfs_overlay::params::{Lowers, Params, parse_paths};
+use plyfs_overlay::{Behaviour, ChangeOptions, DirTree, LayerStack, Union, changes_of, check_overlap};
 
 use super::fail::failure;
 use super::operand::{self, Known, Type};
 use super::record::{self, Record};
-use super::{layers, mounts, output};
+use super::{marks, mounts, output};
 
 /// Show what was added, changed and deleted.
 ///
@@ -66,7 +67,7 @@ pub(crate) fn main(args: Args) -> anyhow::Result<ExitCode> {
             let layers: Vec<(&'static str, &Path)> =
                 lowers.all().map(|lower| ("lowerdir", lower.as_path())).chain([("upperdir", upper.as_path())]).collect();
             check_overlap(&layers)?;
-            of_layers(&format!("diff {}", upper.display()), upper, &lowers, &args.show.options())?
+            of_layers(&format!("diff {}", upper.display()), upper, &lowers, &Params::over(lowers.merged.clone()), &args.show.options())?
         }
         _ => return Err(failure("diff", "nothing to compare", "give a mountpoint, or --upper and --lower")),
     };
@@ -97,16 +98,23 @@ fn of_operand(operand: &OsStr, forced: Option<Type>, options: &ChangeOptions) ->
     let Some(upper) = &record.upper else { return Ok(Vec::new()) };
     let ways = |layers: &[record::Layer]| layers.iter().map(|layer| record.way_to(layer)).collect();
     let lowers = Lowers { merged: ways(&record.lowers), data: ways(&record.data) };
-    of_layers(&at, &record.way_to(upper), &lowers, options)
+    let params =
+        Params::parse([OsStr::from_bytes(record.options.as_bytes())]).map_err(|error| failure(&at, error, "give --upper and --lower"))?;
+    of_layers(&at, &record.way_to(upper), &lowers, &params, options)
 }
 
-fn of_layers(at: &str, upper: &Path, lowers: &Lowers, options: &ChangeOptions) -> anyhow::Result<Vec<Change>> {
-    let upper = Some(Layer::trusted(DirTree::upper_readonly(upper)?));
-    let lowers = layers::open(&lowers.merged, &lowers.data)?;
-    compare(at, LayerStack { upper, lowers }, options)
+fn of_layers(at: &str, upper: &Path, lowers: &Lowers, params: &Params, options: &ChangeOptions) -> anyhow::Result<Vec<Change>> {
+    let upper = Some(marks::upper(DirTree::upper_readonly(upper)?, upper, params));
+    let lowers = marks::open(&lowers.merged, &lowers.data, params)?;
+    let behaviour = Behaviour { lenient: params.lenient, ..Behaviour::default() };
+    Union::new(LayerStack { upper, lowers }, behaviour).and_then(|union| union.changes(options)).map_err(|error| unreadable(at, error))
 }
 
 /// Compares, with the error of one who reads layers.
 pub(crate) fn compare(at: &str, stack: LayerStack<DirTree>, options: &ChangeOptions) -> anyhow::Result<Vec<Change>> {
-    changes_of(stack, options).map_err(|error| failure(at, error, "see that the layers can be read, as root as a rule"))
+    changes_of(stack, options).map_err(|error| unreadable(at, error))
+}
+
+fn unreadable(at: &str, error: plyfs_overlay::Error) -> anyhow::Error {
+    failure(at, error, "see that the layers can be read, as root as a rule")
 }

@@ -9,6 +9,7 @@ mod diff;
 mod fail;
 mod info;
 mod layers;
+mod marks;
 mod mount;
 mod mounts;
 mod names;

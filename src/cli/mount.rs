@@ -24,6 +24,11 @@ Options, separated by commas or given by several -o:
   workdir=W         empty directory on the filesystem of U; goes with upperdir
   metacopy=on       changed owners, modes, times and attributes copy no data to U
   lower=live        others change the lower directories while they are mounted
+  userxattr         marks are in user.* attributes, as of kernel overlayfs and fuse-overlayfs
+  whiteout=aufs     whiteouts of the lower directories are files named .wh.NAME
+  xattr_permissions=2  owners and modes of lower files are those of user.containers.override_stat;
+                    goes with one of the two above, and implies nosuid and nodev
+  lenient           as --lenient
   volatile          do not wait for the disk; after a crash of the machine U is not to be trusted
   fsname=NAME       what the mount table shows as the source [default: plyfs]
   ro nodev nosuid noexec noatime nodiratime strictatime, and their opposites
@@ -43,6 +48,9 @@ pub(crate) struct Args {
     /// Show what happens on stderr, and stay in front
     #[arg(short, long)]
     debug: bool,
+    /// Show what bears a mark that cannot be honoured, without the mark and read-only, instead of refusing
+    #[arg(long)]
+    lenient: bool,
     /// Options, as of mount(8) for overlay and of fuse-overlayfs
     #[arg(short, value_name = "OPTIONS")]
     pub(crate) options: Vec<OsString>,
@@ -69,6 +77,7 @@ pub(crate) struct Args {
 /// Checks, forks, mounts.
 pub(crate) fn main(args: Args) -> anyhow::Result<ExitCode> {
     let mut params = Params::parse_with(&args.options, |file| std::fs::read(file))?;
+    params.lenient |= args.lenient;
     let (source, place) = match args.places.as_slice() {
         [place] => (None, place),
         [source, place] => (Some(source), place),

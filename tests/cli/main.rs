@@ -7,6 +7,7 @@ mod diff;
 mod info;
 mod lab;
 mod many;
+mod marks;
 mod mount;
 mod run;
 #[path = "../common/skip.rs"]

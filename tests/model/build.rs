@@ -4,17 +4,13 @@ use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use plyfs_format::{Dialect, MarkKind, xattr_name};
+use plyfs_format::{AUFS_OPAQUE, Dialect, MarkKind, aufs_whiteout_name, read_names, translate_xattr};
 use plyfs_overlay::backend::{Place, Tree, UpperTree};
 use plyfs_overlay::{MemFs, MemTree, Name as Checked};
 use plyfs_sys::at::{SetTime, XattrMode};
 use plyfs_sys::stat::{Kind, Time};
 
-use crate::case::{LayerSpec, Name, What};
-
-pub(crate) fn mark(kind: MarkKind) -> &'static [u8] {
-    xattr_name(Dialect::Trusted, kind).unwrap()
-}
+use crate::case::{Entry, LayerSpec, Name, What};
 
 fn at_time(sec: i64) -> SetTime {
     SetTime::To(Time { sec, nsec: 0 })
@@ -31,9 +27,65 @@ fn mem_find(tree: &MemTree, path: &[Name]) -> MemNode {
     path.iter().fold(tree.root(), |dir, name| tree.lookup(&dir, &Checked::new(name).unwrap()).unwrap().unwrap().0)
 }
 
+/// The mark's name in a layer of a dialect: for AUFS one of those that it reads besides.
+fn mark_in(dialect: Dialect, kind: MarkKind) -> &'static [u8] {
+    read_names(dialect, kind).last().unwrap()
+}
+
+/// Whether a layer can be spelled in a dialect: AUFS has no names that begin as its whiteouts.
+fn can_be(layer: &LayerSpec, dialect: Dialect) -> bool {
+    dialect != Dialect::Aufs || !layer.entries.keys().any(|path| path.iter().any(|name| name.starts_with(b".wh.")))
+}
+
+/// The dialect of one of several layers, chosen by all of them, so that a case has the same ones each time.
+pub(crate) fn dialect_of(layers: &[LayerSpec], index: usize) -> Dialect {
+    let choice = layers.iter().map(|layer| layer.entries.len()).sum::<usize>() + index;
+    let dialect = Dialect::ALL[choice % Dialect::ALL.len()];
+    if can_be(&layers[index], dialect) { dialect } else { Dialect::User }
+}
+
+/// The same layer, in the names of files and attributes that a dialect has for it.
+pub(crate) fn spelled(layer: &LayerSpec, dialect: Dialect) -> LayerSpec {
+    let mut out = LayerSpec::default();
+    for (path, entry) in &layer.entries {
+        let (mut path, mut entry) = (path.clone(), entry.clone());
+        let xattrs = std::mem::take(&mut entry.xattrs).into_iter();
+        entry.xattrs = xattrs.filter_map(|(name, value)| Some((translate_xattr(Dialect::Trusted, dialect, &name)?, value))).collect();
+        if dialect == Dialect::Aufs {
+            let empty = Entry { what: What::File(Vec::new()), mode: 0o600, uid: 0, gid: 0, mtime: 1, xattrs: Default::default() };
+            match entry.what {
+                What::Whiteout => {
+                    let name = path.last_mut().unwrap();
+                    // A name too long for such a file has a device.
+                    if let Ok(whiteout) = aufs_whiteout_name(name) {
+                        *name = whiteout;
+                        entry = empty;
+                    }
+                }
+                What::Dir { opaque: true } => {
+                    entry.what = What::Dir { opaque: false };
+                    let mut mark = path.clone();
+                    mark.push(AUFS_OPAQUE.to_vec());
+                    out.entries.insert(mark, empty);
+                }
+                _ => {}
+            }
+        }
+        out.entries.insert(path, entry);
+    }
+    out
+}
+
 /// A layer in memory.
 pub(crate) fn in_memory(fs: &Arc<MemFs>, layer: &LayerSpec) -> MemTree {
+    in_memory_as(fs, layer, Dialect::Trusted)
+}
+
+/// A layer in memory, in a dialect.
+pub(crate) fn in_memory_as(fs: &Arc<MemFs>, layer: &LayerSpec, dialect: Dialect) -> MemTree {
     let tree = fs.tree();
+    let mark = |kind| mark_in(dialect, kind);
+    let layer = &spelled(layer, dialect);
     for (path, entry) in &layer.entries {
         let (last, above) = path.split_last().unwrap();
         let (dir, name) = (mem_find(&tree, above), Checked::new(last).unwrap());
@@ -120,6 +172,13 @@ pub(crate) fn below(dir: &std::path::Path, names: &[Name]) -> PathBuf {
 
 /// A layer in a real directory, which must be empty. Needs root.
 pub(crate) fn on_disk(root: &std::path::Path, layer: &LayerSpec) {
+    on_disk_as(root, layer, Dialect::Trusted);
+}
+
+/// A layer in a real directory, in a dialect.
+pub(crate) fn on_disk_as(root: &std::path::Path, layer: &LayerSpec, dialect: Dialect) {
+    let mark = |kind| mark_in(dialect, kind);
+    let layer = &spelled(layer, dialect);
     use std::os::unix::ffi::OsStrExt as _;
     for (path, entry) in &layer.entries {
         let at = below(root, path);

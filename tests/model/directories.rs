@@ -10,9 +10,10 @@ use plyfs_overlay::{Behaviour, DirTree, Layer, LayerStack, Union};
 use rustix::mount::{MountFlags, UnmountFlags};
 use tempfile::TempDir;
 
-use crate::build::on_disk;
+use crate::build::{dialect_of, on_disk, on_disk_as};
 use crate::case::{Case, Entry, LayerSpec, Name, Op, What};
 use crate::divergences;
+use crate::memory::{Extra, sparse};
 use crate::plain::Plain;
 use crate::reference::{Mtime, Reference, Reply};
 use crate::run::{Watched, at_step, check_changes};
@@ -28,23 +29,33 @@ pub(crate) struct Layers {
     uppers: usize,
     pub(crate) lowers: Vec<PathBuf>,
     digests: Vec<String>,
+    dialects: Vec<Dialect>,
 }
 
 impl Layers {
     pub(crate) fn new(specs: &[LayerSpec], case: &Case) -> Self {
+        Self::with(specs, case, Extra::default())
+    }
+
+    pub(crate) fn with(specs: &[LayerSpec], case: &Case, extra: Extra) -> Self {
         // What the union makes in place has the mode that it asks for.
         rustix::process::umask(rustix::fs::Mode::empty());
         let base = tempfile::Builder::new().prefix("plyfs-model-").tempdir().unwrap();
         let mut lowers = Vec::new();
-        for (index, spec) in specs.iter().enumerate() {
+        let sparse = sparse(specs);
+        let padding = (0..extra.padding).map(|index| if index % 7 == 0 { sparse.clone() } else { LayerSpec::default() });
+        let dialects: Vec<_> =
+            (0..specs.len()).map(|index| if extra.dialects { dialect_of(specs, index) } else { Dialect::Trusted }).collect();
+        let spellings = dialects.iter().copied().chain(std::iter::repeat(Dialect::Trusted));
+        for (index, (spec, dialect)) in specs.iter().cloned().chain(padding).zip(spellings).enumerate() {
             let dir = base.path().join(format!("lower{index}"));
             std::fs::create_dir(&dir).unwrap();
             std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755)).unwrap();
-            on_disk(&dir, spec);
+            on_disk_as(&dir, &spec, dialect);
             lowers.push(dir);
         }
-        let digests = lowers.iter().map(|dir| digest(dir)).collect();
-        let mut this = Self { base, in_place: case.keep, metacopy: case.metacopy, uppers: 0, lowers, digests };
+        let digests = lowers.iter().take(specs.len()).map(|dir| digest(dir)).collect();
+        let mut this = Self { base, in_place: case.keep, metacopy: case.metacopy, uppers: 0, lowers, digests, dialects };
         this.new_upper();
         this
     }
@@ -73,12 +84,14 @@ impl Layers {
         self.new_upper();
         copy_root(&below, &self.upper());
         self.digests.insert(0, digest(&below));
+        self.dialects.insert(0, Dialect::Trusted);
         self.lowers.insert(0, below);
     }
 
     pub(crate) fn union(&self) -> Union<DirTree> {
         let upper = DirTree::upper(&self.upper(), &self.work()).unwrap();
-        let lowers = self.lowers.iter().map(|dir| Layer::trusted(DirTree::lower(dir).unwrap())).collect();
+        let dialects = self.dialects.iter().copied().chain(std::iter::repeat(Dialect::Trusted));
+        let lowers = self.lowers.iter().zip(dialects).map(|(dir, dialect)| Layer::new(DirTree::lower(dir).unwrap(), dialect)).collect();
         let own_ids = self.in_place.then_some((0, 0));
         let behaviour = Behaviour { volatile: true, own_ids, metacopy: self.metacopy, ..Behaviour::default() };
         Union::new(LayerStack { upper: Some(Layer::trusted(upper)), lowers }, behaviour).unwrap()
@@ -235,13 +248,15 @@ pub(crate) struct With {
     pub(crate) kernel: bool,
     /// The kernel mounts at the end what the union left.
     pub(crate) handover: bool,
+    /// More than its own layers.
+    pub(crate) extra: Extra,
 }
 
 /// Runs a case.
 pub(crate) fn run(case: &Case, with: With) -> Result<(), String> {
     let mut reference = Reference::of(&case.lowers);
     let mut before = reference.clone();
-    let layers = Arc::new(Mutex::new(Layers::new(&case.lowers, case)));
+    let layers = Arc::new(Mutex::new(Layers::with(&case.lowers, case, with.extra)));
     let mut union = system(&layers, case.keep);
 
     let plain_dir = tempfile::Builder::new().prefix("plyfs-model-").tempdir().unwrap();

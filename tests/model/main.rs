@@ -79,6 +79,18 @@ fn memory_layers_agree_with_the_reference() {
 }
 
 #[test]
+fn layers_of_every_dialect_agree_with_the_reference() {
+    let extra = memory::Extra { dialects: true, ..Default::default() };
+    cases("dialects", 6_000, Options { ops: 16, remounts: true }, &|case| memory::run_with(case, extra));
+}
+
+#[test]
+fn two_thousand_layers_agree_with_the_reference() {
+    let extra = memory::Extra { padding: 2000, ..Default::default() };
+    cases("two thousand", 15, Options { ops: 12, remounts: true }, &|case| memory::run_with(case, extra));
+}
+
+#[test]
 fn a_failing_call_undoes_the_operation() {
     cases("faults", 15_000, Options { ops: 24, remounts: false }, &fault::run);
 }
@@ -95,8 +107,32 @@ fn directories_agree_with_a_plain_directory() {
     }
     let kernel = directories::no_kernel().is_none();
     directories::with_own_mounts(move || {
-        let with = directories::With { plain: true, kernel: false, handover: kernel };
+        let with = directories::With { plain: true, kernel: false, handover: kernel, extra: Default::default() };
         cases("directories", 900, Options { ops: 20, remounts: true }, &|case| directories::run(case, with));
+    });
+}
+
+#[test]
+fn two_thousand_directories_agree_with_a_plain_directory() {
+    if !is_root() {
+        skip::skip!("needs root");
+    }
+    directories::with_own_mounts(move || {
+        let extra = memory::Extra { padding: 2000, dialects: true };
+        let with = directories::With { plain: true, kernel: false, handover: false, extra };
+        cases("two thousand directories", 3, Options { ops: 8, remounts: true }, &|case| directories::run(case, with));
+    });
+}
+
+#[test]
+fn directories_of_every_dialect_agree_with_a_plain_directory() {
+    if !is_root() {
+        skip::skip!("needs root");
+    }
+    directories::with_own_mounts(move || {
+        let extra = memory::Extra { dialects: true, ..Default::default() };
+        let with = directories::With { plain: true, kernel: false, handover: false, extra };
+        cases("dialects in directories", 150, Options { ops: 12, remounts: true }, &|case| directories::run(case, with));
     });
 }
 
@@ -109,7 +145,7 @@ fn kernel_overlayfs_agrees() {
         skip::skip!("{reason}");
     }
     directories::with_own_mounts(|| {
-        let with = directories::With { plain: false, kernel: true, handover: true };
+        let with = directories::With { plain: false, kernel: true, handover: true, extra: Default::default() };
         cases("kernel", 400, Options { ops: 20, remounts: true }, &|case| directories::run(case, with));
     });
 }

@@ -7,8 +7,8 @@ use plyfs_overlay::backend::Tree;
 use plyfs_overlay::{Behaviour, Layer, LayerStack, MemFs, MemTree, Union};
 use plyfs_sys::at::{SetTime, XattrMode};
 
-use crate::build::{digest_mem, in_memory};
-use crate::case::{Case, LayerSpec, Op};
+use crate::build::{dialect_of, digest_mem, in_memory, in_memory_as};
+use crate::case::{Case, Entry, LayerSpec, Op, What};
 use crate::reference::Reference;
 use crate::run::{Watched, at_step, check_changes};
 use crate::union::{Again, UnionSystem};
@@ -19,6 +19,7 @@ pub(crate) struct Layers {
     pub(crate) upper: MemTree,
     pub(crate) lowers: Vec<MemTree>,
     digests: Vec<String>,
+    dialects: Vec<Dialect>,
     /// The union makes objects where they belong, if it can.
     in_place: bool,
     metacopy: bool,
@@ -26,13 +27,22 @@ pub(crate) struct Layers {
 
 impl Layers {
     pub(crate) fn new(specs: &[LayerSpec], case: &Case) -> Self {
+        Self::with(specs, case, Extra::default())
+    }
+
+    pub(crate) fn with(specs: &[LayerSpec], case: &Case, extra: Extra) -> Self {
         let devices = case.devices;
         let filesystems: Vec<_> = (0..if devices { 4 } else { 1 }).map(|dev| MemFs::new(100 + dev)).collect();
         let fs = |index: usize| &filesystems[index % filesystems.len()];
-        let lowers: Vec<_> = specs.iter().enumerate().map(|(index, spec)| in_memory(fs(index + 1), spec)).collect();
+        let dialects: Vec<_> =
+            (0..specs.len()).map(|index| if extra.dialects { dialect_of(specs, index) } else { Dialect::Trusted }).collect();
+        let layers = specs.iter().zip(&dialects).enumerate();
+        let mut lowers: Vec<_> = layers.map(|(index, (spec, dialect))| in_memory_as(fs(index + 1), spec, *dialect)).collect();
         let digests = lowers.iter().map(digest_mem).collect();
+        let sparse = sparse(specs);
+        lowers.extend((0..extra.padding).map(|index| in_memory(fs(index), if index % 7 == 0 { &sparse } else { &EMPTY })));
         let upper = in_memory(fs(0), &LayerSpec::default());
-        Self { upper, lowers, digests, filesystems, in_place: case.keep, metacopy: case.metacopy }
+        Self { upper, lowers, digests, dialects, filesystems, in_place: case.keep, metacopy: case.metacopy }
     }
 
     fn restack(&mut self) {
@@ -40,12 +50,14 @@ impl Layers {
         copy_root(&self.upper, &upper);
         let below = std::mem::replace(&mut self.upper, upper);
         self.digests.insert(0, digest_mem(&below));
+        self.dialects.insert(0, Dialect::Trusted);
         self.lowers.insert(0, below);
     }
 
     pub(crate) fn union(&self, writable: bool) -> Union<MemTree> {
         let upper = writable.then(|| Layer::trusted(self.upper.clone()));
-        let lowers = self.lowers.iter().map(|tree| Layer::trusted(tree.clone())).collect();
+        let dialects = self.dialects.iter().copied().chain(std::iter::repeat(Dialect::Trusted));
+        let lowers = self.lowers.iter().zip(dialects).map(|(tree, dialect)| Layer::new(tree.clone(), dialect)).collect();
         let behaviour = Behaviour { own_ids: self.in_place.then_some((0, 0)), metacopy: self.metacopy, ..Behaviour::default() };
         Union::new(LayerStack { upper, lowers }, behaviour).unwrap()
     }
@@ -94,11 +106,39 @@ pub(crate) fn system(layers: &Arc<Mutex<Layers>>, keep: bool) -> UnionSystem<Mem
     UnionSystem::new("memory", keep, Box::new(mount))
 }
 
+/// What a case is run with besides its own layers.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Extra {
+    /// As many layers below its own, of which some hold the directories that show, and all others nothing.
+    pub(crate) padding: usize,
+    /// Each layer is spelled in one of the dialects.
+    pub(crate) dialects: bool,
+}
+
+static EMPTY: LayerSpec = LayerSpec { entries: std::collections::BTreeMap::new() };
+
+/// A layer of the directories that others show: below them it changes nothing.
+pub(crate) fn sparse(specs: &[LayerSpec]) -> LayerSpec {
+    let mut layer = LayerSpec::default();
+    for (path, object) in Reference::of(specs).view().tree {
+        if object.kind == plyfs_sys::stat::Kind::Dir && !path.is_empty() {
+            let what = What::Dir { opaque: false };
+            layer.entries.insert(path, Entry { what, mode: 0o700, uid: 77, gid: 77, mtime: 77, xattrs: Default::default() });
+        }
+    }
+    layer
+}
+
 /// Runs a case.
 pub(crate) fn run(case: &Case) -> Result<(), String> {
+    run_with(case, Extra::default())
+}
+
+/// Runs a case with more than its own layers.
+pub(crate) fn run_with(case: &Case, extra: Extra) -> Result<(), String> {
     let mut reference = Reference::of(&case.lowers);
     let mut before = reference.clone();
-    let layers = Arc::new(Mutex::new(Layers::new(&case.lowers, case)));
+    let layers = Arc::new(Mutex::new(Layers::with(&case.lowers, case, extra)));
     let mut union = system(&layers, case.keep);
     let mut watched = Watched::new(&mut union, &case.lowers);
     watched.check(&reference).map_err(|e| format!("at first: {e}"))?;
@@ -130,6 +170,7 @@ pub(crate) fn run(case: &Case) -> Result<(), String> {
         upper: finished.upper.clone(),
         lowers: finished.lowers.clone(),
         digests: Vec::new(),
+        dialects: finished.dialects.clone(),
         in_place: false,
         metacopy: case.metacopy,
     };

@@ -60,7 +60,7 @@ fn passes_on_directories(text: &str) {
     if !crate::is_root() {
         return crate::skip::record("model::regressions::passes_on_directories", "needs root");
     }
-    directories::run(&case(text), directories::With { plain: true, kernel: false, handover: false }).unwrap();
+    directories::run(&case(text), directories::With { plain: true, kernel: false, handover: false, extra: Default::default() }).unwrap();
 }
 
 #[test]

@@ -11,6 +11,7 @@
 //! | [`mark`] | the marks that are extended attributes: names, hiding, escaping, the value of the opaque mark |
 //! | [`redirect`] | the value of the redirect mark |
 //! | [`origin`] | the value of the origin and upper marks, and the names of index entries |
+//! | [`override_stat`] | owner, mode and kind as rootless tools keep them |
 //! | [`protattr`] | the value of the protattr mark |
 //! | [`whiteout`] | whiteouts as devices and as AUFS names |
 //! | [`change`] | `A`, `C` and `D` of a path, as text and as JSON |
@@ -22,6 +23,7 @@ pub mod dialect;
 pub mod mark;
 pub mod nlink;
 pub mod origin;
+pub mod override_stat;
 pub mod protattr;
 pub mod redirect;
 pub mod whiteout;
@@ -30,10 +32,12 @@ pub use before::{Before, Moment};
 pub use change::{Change, ChangeKind};
 pub use dialect::Dialect;
 pub use mark::{
-    MarkKind, Opaque, XattrClass, classify_xattr, escape_xattr, legacy_names, read_names, shown_xattr, translate_xattr, xattr_name,
+    MarkKind, Opaque, XattrClass, classify_xattr, escape_xattr, legacy_names, read_names, shown_xattr, translate_xattr, users_can_set,
+    xattr_name,
 };
 pub use nlink::Nlink;
 pub use origin::{Origin, OriginError};
+pub use override_stat::{OVERRIDE_PREFIX, OVERRIDE_STAT, OverrideKind, OverrideStat};
 pub use protattr::Protattr;
 pub use redirect::{Redirect, RedirectError};
 pub use whiteout::{

@@ -146,6 +146,13 @@ pub fn classify_xattr(dialect: Dialect, name: &[u8]) -> XattrClass {
     }
 }
 
+/// Whether the owner of a file can set the attribute `name` without privileges. A mark under such a name must not lead to what he may not read: kernel overlayfs
+/// refuses redirects and metacopy files there.
+#[must_use]
+pub fn users_can_set(name: &[u8]) -> bool {
+    name.starts_with(b"user.")
+}
+
 /// The name on disk of the attribute that a user calls `name`, in a layer of `dialect`.
 ///
 /// It is up to 8 bytes longer. Above [`crate::XATTR_NAME_MAX`] the kernel's overlayfs answers `EOPNOTSUPP`; the caller does the same.

@@ -66,7 +66,7 @@ impl<T: UpperTree> Union<T> {
     pub(crate) fn lookup_in(&self, parent: &Arc<Inode<T>>, name: &Name) -> Result<Option<Attr>> {
         let (inode, stat) = {
             let _dir = parent.as_dir()?.state.read();
-            match self.resolve(parent, name)? {
+            match self.resolve(parent, name).inspect_err(|error| self.tell_damage(parent, name, error))? {
                 Resolved::Absent { .. } => return Ok(None),
                 Resolved::Found(found) => {
                     let shows = found.upper_here || found.new.upper.is_none();
@@ -105,7 +105,7 @@ impl<T: UpperTree> Union<T> {
         // A directory's mtime is put back after a copy-up below it, under the DIR lock: shared, nobody sees it in between.
         let _dir = inode.dir.as_deref().map(|part| part.state.read());
         let (layer, node) = self.top(inode)?;
-        let mut stat = inode.arrival.look(|| layer.tree.stat(node).attempt("stat"), as_before)?;
+        let mut stat = inode.arrival.look(|| self.stat_in(layer, node), as_before)?;
         self.count_blocks(inode, &mut stat)?;
         if self.is_escaped_device(layer, node, &stat)? {
             stat.rdev = WHITEOUT_RDEV;

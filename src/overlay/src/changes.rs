@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use plyfs_format::{Change, ChangeKind, shown_xattr};
+use plyfs_format::{Change, ChangeKind};
 use plyfs_sys::stat::{Kind, Stat, Time};
 
 use crate::backend::{Tree, UpperTree};
@@ -249,7 +249,7 @@ impl<T: UpperTree> Union<T> {
         let mut shown = BTreeMap::new();
         for name in seen.layer.tree.list_xattr(&seen.node).attempt("list xattrs")? {
             let Some(value) = seen.layer.tree.get_xattr(&seen.node, &name).attempt("read an xattr")? else { continue };
-            if let Some(name) = shown_xattr(seen.layer.dialect, &name) {
+            if let Some(name) = seen.layer.shown_xattr(&name) {
                 shown.insert(name, value);
             }
         }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use plyfs_format::{MarkKind, Nlink, Origin, translate_xattr};
+use plyfs_format::{MarkKind, Nlink, Origin, escape_xattr};
 use plyfs_sys::Errno;
 use plyfs_sys::at::SetTime;
 use plyfs_sys::at::XattrMode;
@@ -15,7 +15,6 @@ use plyfs_sys::stat::{Kind, Stat};
 use crate::backend::{Place, Rename, UpperTree};
 use crate::error::{Attempt, Error, Result};
 use crate::inode::Inode;
-use crate::layer::Layer;
 use crate::name::Name;
 use crate::union::{Event, Union};
 
@@ -58,6 +57,9 @@ impl<T: UpperTree> Union<T> {
     /// Errors: EROFS without an upper layer; whatever a step of the copy answers; EIO if the lower file keeps changing.
     pub(crate) fn copy_up(&self, inode: &Arc<Inode<T>>, content: Content) -> Result<Option<T::File>> {
         self.upper()?;
+        if inode.is_frozen() {
+            return Err(Error::ReadOnly);
+        }
         let mut staged = None;
         loop {
             if inode.upper.get().is_some() {
@@ -112,8 +114,9 @@ impl<T: UpperTree> Union<T> {
 
     fn stage(&self, inode: &Inode<T>, content: Content) -> Result<Staged<T>> {
         let lower = inode.lowers.first().ok_or(Error::Stale("nothing to copy up"))?;
-        let from = &self.lower_layer(lower.layer)?.tree;
-        let stat = from.stat(&lower.node).attempt("stat the lower object")?;
+        let layer = self.lower_layer(lower.layer)?;
+        let from = &layer.tree;
+        let stat = self.stat_in(layer, &lower.node)?;
         let upper = &self.upper()?.tree;
         let work = upper.work();
         let (node, file, temp) = match inode.kind {
@@ -152,7 +155,8 @@ impl<T: UpperTree> Union<T> {
     /// Data, owner, xattrs, origin mark, mode, times, fsync: in this order, so that no step undoes an earlier one.
     fn fill(&self, inode: &Inode<T>, staged: &mut Staged<T>) -> Result<()> {
         let lower = inode.lowers.first().ok_or(Error::Stale("nothing to copy up"))?;
-        let Layer { tree: from, dialect, .. } = self.lower_layer(lower.layer)?;
+        let layer = self.lower_layer(lower.layer)?;
+        let from = &layer.tree;
         let upper = self.upper()?;
         if let Some(file) = &staged.file {
             match staged.content {
@@ -172,7 +176,7 @@ impl<T: UpperTree> Union<T> {
         to.set_owner(&staged.node, Some(stat.uid), Some(stat.gid)).attempt("chown the copy")?;
         for name in from.list_xattr(&lower.node).attempt("list lower xattrs")? {
             // The lower layer's own marks say nothing about the upper.
-            let Some(name_above) = translate_xattr(*dialect, upper.dialect, &name) else { continue };
+            let Some(name_above) = layer.shown_xattr(&name).map(|shown| escape_xattr(upper.dialect, &shown)) else { continue };
             let Some(value) = from.get_xattr(&lower.node, &name).attempt("read a lower xattr")? else { continue };
             match to.set_xattr(&staged.node, &name_above, &value, XattrMode::Any) {
                 // As the kernel does: what the upper's filesystem does not know is left behind, but never rights.
@@ -190,11 +194,14 @@ impl<T: UpperTree> Union<T> {
             let encoded = origin.encode();
             match to.set_xattr(&staged.node, name, &encoded, XattrMode::Any) {
                 Ok(()) => staged.origin = Some(origin),
-                Err(Errno::OPNOTSUPP) => tracing::debug!("no origin mark: the upper filesystem has no xattrs for this object"),
+                // Attributes of users are for files and directories only.
+                Err(Errno::OPNOTSUPP | Errno::PERM) => {
+                    tracing::debug!("no origin mark: the upper filesystem has no xattrs for this object")
+                }
                 Err(errno) => return Err(errno).attempt("write the origin mark"),
             }
         }
-        if self.is_escaped_device(self.lower_layer(lower.layer)?, &lower.node, stat)? {
+        if self.is_escaped_device(layer, &lower.node, stat)? {
             self.mark_device(&staged.node)?;
         }
         self.copy_flags(from, &lower.node, stat, &staged.node)?;
@@ -225,7 +232,8 @@ impl<T: UpperTree> Union<T> {
         const ATTEMPTS: usize = 3;
         let to = &self.upper()?.tree;
         let lower = self.lower_data(inode)?.ok_or(Error::Stale("nothing to copy up"))?;
-        let from = &self.lower_layer(lower.layer)?.tree;
+        let layer = self.lower_layer(lower.layer)?;
+        let from = &layer.tree;
         let (dev, ino) = (stat.dev, stat.ino);
         for _ in 0..ATTEMPTS {
             let source = from.open(&lower.node).attempt("open the lower file")?;
@@ -238,7 +246,7 @@ impl<T: UpperTree> Union<T> {
             let copied = copied.attempt("copy data up")?;
             let after = from.stat_file(&source).attempt("stat the lower file")?;
             if own {
-                stat = after;
+                stat = self.overridden(layer, &lower.node, after)?;
             }
             if copied == before.size && after.size == before.size && after.mtime == before.mtime {
                 return Ok(stat);
@@ -348,7 +356,11 @@ impl<T: UpperTree> Union<T> {
     pub(crate) fn write_nlink(&self, node: &T::Node, mark: Nlink) -> Result<()> {
         let layer = self.upper()?;
         let Some(name) = plyfs_format::xattr_name(layer.dialect, MarkKind::Nlink) else { return Ok(()) };
-        layer.tree.set_xattr(node, name, &mark.encode(), XattrMode::Any).attempt("write the nlink mark")
+        match layer.tree.set_xattr(node, name, &mark.encode(), XattrMode::Any) {
+            // Attributes of users are for files and directories only: the index itself is what does not show of the others.
+            Err(Errno::PERM) if !matches!(layer.tree.stat(node).attempt("stat")?.kind, Kind::File | Kind::Dir) => Ok(()),
+            written => written.attempt("write the nlink mark"),
+        }
     }
 
     /// Where the index keeps the upper object of a hard-linked lower one; none for other objects.

@@ -5,13 +5,14 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use plyfs_format::{Before, MarkKind, Redirect, read_names, xattr_name};
+use plyfs_format::{Before, MarkKind, Redirect, read_names, users_can_set, xattr_name};
 use plyfs_sys::Errno;
 use plyfs_sys::at::{SetTime, XattrMode};
 use plyfs_sys::stat::{Kind, Stat, Time};
 
 use crate::backend::{Tree, UpperTree};
 use crate::copy_up::Content;
+use crate::entry::Entry;
 use crate::error::{Attempt, Error, Result};
 use crate::inode::Inode;
 use crate::layer::{Layer, LowerIndex, LowerObject};
@@ -193,7 +194,8 @@ impl<T: UpperTree> Union<T> {
         }
         for name in read_names(layer.dialect, MarkKind::Metacopy) {
             if layer.tree.get_xattr(node, name).attempt("read the metacopy mark")?.is_some() {
-                return Ok(Some(self.marks(layer, node)?).filter(|marks| marks.metacopy));
+                // One that is not honoured is shown as it is, and never opened.
+                return Ok(Some(self.marks(layer, node)?).filter(|marks| marks.metacopy && !marks.broken));
             }
         }
         Ok(None)
@@ -267,11 +269,13 @@ impl<T: UpperTree> Union<T> {
     fn next_file(&self, dirs: &[LowerObject<T>], name: &Name) -> Result<Option<Seen<T>>> {
         for dir in dirs {
             let layer = self.lower_layer(dir.layer)?;
-            let Some((node, stat)) = layer.tree.lookup(&dir.node, name).attempt("look up the data of a metacopy")? else { continue };
-            if stat.kind != Kind::File || self.is_whiteout(layer, &node, &stat, dir.xwhiteouts)? {
-                return Ok(None);
-            }
-            return Ok(Some((LowerObject { layer: dir.layer, node, xwhiteouts: false }, stat)));
+            return match self.entry(layer, &dir.node, dir.xwhiteouts, name)? {
+                Entry::Nothing => continue,
+                Entry::Object { node, stat, .. } if stat.kind == Kind::File => {
+                    Ok(Some((LowerObject { layer: dir.layer, node, xwhiteouts: false }, stat)))
+                }
+                Entry::Object { .. } | Entry::Whiteout => Ok(None),
+            };
         }
         Ok(None)
     }
@@ -300,7 +304,9 @@ impl<T: UpperTree> Union<T> {
     pub(crate) fn becomes_metacopy(&self, node: &T::Node, stat: &Stat) -> Result<bool> {
         let layer = self.upper()?;
         let wanted = self.behaviour.metacopy && stat.size > 0;
-        let Some(name) = xattr_name(layer.dialect, MarkKind::Metacopy).filter(|_| wanted) else { return Ok(false) };
+        let Some(name) = xattr_name(layer.dialect, MarkKind::Metacopy).filter(|name| wanted && !users_can_set(name)) else {
+            return Ok(false);
+        };
         match layer.tree.set_xattr(node, name, b"", XattrMode::Any) {
             Ok(()) => Ok(true),
             Err(Errno::OPNOTSUPP) => {

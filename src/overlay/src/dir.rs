@@ -467,6 +467,10 @@ impl<T: UpperTree> Union<T> {
         if inode.kind != Kind::Dir {
             return Err(Error::NotDir);
         }
+        if inode.is_frozen() {
+            // What seems empty may hide what the mark leads to.
+            return Err(Error::ReadOnly);
+        }
         let mut state = inode.as_dir()?.state.write();
         if !self.is_empty(&inode)? {
             return Err(Error::NotEmpty);

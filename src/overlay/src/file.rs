@@ -173,6 +173,9 @@ impl<T: UpperTree> Union<T> {
             self.may_write(&inode, flags.append, flags.truncate)?;
             return self.open_write(caller, inode, flags.truncate);
         }
+        if self.has_no_data(&inode)? {
+            return Err(Error::Damaged("the data of a file whose mark is not honoured".to_owned()));
+        }
         let (layer, node, on_upper) = self.data_of(&inode)?;
         let file = layer.tree.open(node).attempt("open")?;
         Ok(self.handles.insert_reader(inode, file, on_upper, flags.exec))

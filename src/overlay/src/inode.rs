@@ -78,6 +78,8 @@ pub(crate) struct Inode<T: Tree> {
     pub(crate) executed: AtomicU32,
     /// Its copy is in the index of hard links.
     pub(crate) indexed: AtomicBool,
+    /// Neither it nor what is below it may be changed: a mark on the way is not honoured.
+    frozen: AtomicBool,
     /// A name was removed and none is left: the link count is 0.
     pub(crate) nameless: AtomicBool,
     /// It was made without a name, and may get one.
@@ -92,6 +94,16 @@ impl<T: Tree> Inode<T> {
     /// The lower objects that count.
     pub(crate) fn merged_lowers(&self) -> &[LowerObject<T>] {
         if self.cut.load(Ordering::Acquire) { &[] } else { &self.lowers }
+    }
+
+    /// Whether nobody may change it, for a mark that is not honoured.
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.frozen.load(Ordering::Relaxed)
+    }
+
+    /// Nobody may change it any more. Set before anybody else finds it.
+    pub(crate) fn freeze(&self) {
+        self.frozen.store(true, Ordering::Relaxed);
     }
 
     /// A directory was removed, by rmdir or by a rename over it: nothing is in it any more, also not what the whiteouts hid that went with it. The caller
@@ -364,6 +376,7 @@ impl<T: Tree> Table<T> {
             nlink_delta: AtomicI64::new(0),
             executed: AtomicU32::new(0),
             indexed: AtomicBool::new(false),
+            frozen: AtomicBool::new(false),
             nameless: AtomicBool::new(false),
             linkable: AtomicBool::new(false),
             protection: Protection::new(new.protattr),

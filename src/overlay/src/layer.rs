@@ -1,6 +1,6 @@
 //! `Layer` and `LayerStack`: what is merged. Immutable once the union is made.
 
-use plyfs_format::Dialect;
+use plyfs_format::{Dialect, OVERRIDE_PREFIX, shown_xattr};
 
 use crate::backend::Tree;
 
@@ -12,17 +12,43 @@ pub struct Layer<T> {
     pub dialect: Dialect,
     /// The layer does not merge: it is asked only for the data of metacopy files, by absolute redirects (`datadir+` of kernel overlayfs).
     pub data_only: bool,
+    /// What messages call it: the path that a user gave.
+    pub label: String,
+    /// Owner, mode and kind are those that `user.containers.override_stat` says. Not for uppers: what users change is in the object itself.
+    pub overrides: bool,
 }
 
 impl<T> Layer<T> {
     /// A layer whose marks are in the Trusted dialect (what kernel overlayfs writes as root).
     pub fn trusted(tree: T) -> Self {
-        Self { tree, dialect: Dialect::Trusted, data_only: false }
+        Self::new(tree, Dialect::Trusted)
+    }
+
+    /// A layer whose marks are in this dialect. The union does not write Aufs: an upper is of one of the others.
+    pub fn new(tree: T, dialect: Dialect) -> Self {
+        Self { tree, dialect, data_only: false, label: String::new(), overrides: false }
     }
 
     /// A layer that holds the data of metacopy files and nothing else. Marks in it mean nothing.
     pub fn data_only(tree: T) -> Self {
         Self { data_only: true, ..Self::trusted(tree) }
+    }
+
+    /// The same with a name for messages.
+    #[must_use]
+    pub fn named(self, label: impl Into<String>) -> Self {
+        Self { label: label.into(), ..self }
+    }
+
+    /// The same, and `user.containers.override_stat` counts in it.
+    #[must_use]
+    pub fn with_overrides(self, overrides: bool) -> Self {
+        Self { overrides, ..self }
+    }
+
+    /// The name that users see of an attribute on disk; none of what they must not see.
+    pub(crate) fn shown_xattr(&self, name: &[u8]) -> Option<Vec<u8>> {
+        if self.overrides && name.starts_with(OVERRIDE_PREFIX) { None } else { shown_xattr(self.dialect, name) }
     }
 }
 

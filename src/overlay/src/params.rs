@@ -48,6 +48,14 @@ pub struct Params {
     pub live_lowers: bool,
     /// `metacopy=on`: a change of a file's metadata copies no data up.
     pub metacopy: bool,
+    /// `userxattr`: marks are in attributes of users, those of kernel overlayfs and of fuse-overlayfs.
+    pub user_xattr: bool,
+    /// `whiteout=aufs`: whiteouts of the lowers are file names, beside those of the other forms.
+    pub aufs_lowers: bool,
+    /// `xattr_permissions=2`: owner, mode and kind in the lowers are those of `user.containers.override_stat`.
+    pub override_stat: bool,
+    /// `lenient`: what bears a mark that cannot be honoured is shown without it, read-only.
+    pub lenient: bool,
     /// `volatile` or `fsync=0`: nothing waits for the disk.
     pub volatile: bool,
     /// `ro`.
@@ -161,6 +169,10 @@ fn rule(name: &[u8]) -> Option<Rule> {
         b"lower" => Value(Builder::lower),
         b"metacopy" => Value(Builder::metacopy),
         b"volatile" => Flag(|p| p.volatile = true),
+        b"lenient" => Flag(|p| p.lenient = true),
+        b"userxattr" => Flag(|p| p.user_xattr = true),
+        b"whiteout" => Value(Builder::whiteout),
+        b"xattr_permissions" => Value(Builder::xattr_permissions),
         b"debug" => Flag(|p| p.debug = true),
 
         // mount(8), for every filesystem; of each pair the last one counts.
@@ -193,22 +205,14 @@ fn rule(name: &[u8]) -> Option<Rule> {
         b"nfs_export" => Only(&["off"], "a FUSE mount of plyfs cannot be exported over NFS; say nfs_export=off or leave it out"),
         b"xino" => Only(&["on", "auto"], "inode numbers are always unique; say xino=on, xino=auto or leave it out"),
         b"verity" => Only(&["off"], "fs-verity digests are not checked by this version; say verity=off or leave it out"),
-        b"whiteout" => {
-            Only(&["overlay"], "only kernel overlayfs's whiteouts are read by this version; say whiteout=overlay or leave it out")
-        }
         b"override_creds" => Nothing,
         b"nooverride_creds" => Refused("layers are always accessed with the rights of who mounts; leave it out"),
-        b"userxattr" => Refused("marks in user.* attributes are not supported by this version; leave it out and mount as root"),
         b"uuid" => Refused(LATER),
 
         // fuse-overlayfs.
         b"fsync" | b"sync" => Switch(|p, on| p.volatile = !on),
         b"threaded" => Only(&["1"], "requests are always served by several threads; say threaded=1 or leave it out"),
         b"noxattrs" => Only(&["0"], "extended attributes cannot be switched off; say noxattrs=0 or leave it out"),
-        b"xattr_permissions" => Only(
-            &["0"],
-            "owners and modes in extended attributes are not supported by this version; say xattr_permissions=0 or leave it out",
-        ),
         b"fast_ino" | b"fast_ino_check" | b"writeback" => Hint,
         b"uidmapping" | b"gidmapping" | b"squash_to_uid" | b"squash_to_gid" | b"squash_to_root" => Refused(IDS),
         b"timeout" => Refused(CACHE),
@@ -282,6 +286,10 @@ impl Params {
             writable: None,
             live_lowers: false,
             metacopy: false,
+            user_xattr: false,
+            aufs_lowers: false,
+            override_stat: false,
+            lenient: false,
             volatile: false,
             read_only: false,
             dev: true,
@@ -346,6 +354,10 @@ impl Params {
         let flags = [
             (self.live_lowers, "lower=live"),
             (self.metacopy, "metacopy=on"),
+            (self.user_xattr, "userxattr"),
+            (self.aufs_lowers, "whiteout=aufs"),
+            (self.override_stat, "xattr_permissions=2"),
+            (self.lenient, "lenient"),
             (self.volatile, "volatile"),
             (self.read_only, "ro"),
             (!self.dev, "nodev"),
@@ -502,9 +514,47 @@ impl Builder {
         Ok(())
     }
 
+    /// `auto` is what plyfs knows of a layer, never what its content looks like: a user may have made files of such names. So far it knows of none.
+    fn whiteout(&mut self, value: &[u8]) -> Result<(), ParamError> {
+        self.params.aufs_lowers = match value {
+            b"aufs" => true,
+            b"auto" | b"overlay" => false,
+            _ => {
+                let option = format!("whiteout={}", String::from_utf8_lossy(value));
+                return Err(ParamError::Value { option, expected: "auto, overlay or aufs".to_owned() });
+            }
+        };
+        Ok(())
+    }
+
+    fn xattr_permissions(&mut self, value: &[u8]) -> Result<(), ParamError> {
+        self.params.override_stat = match value {
+            b"0" => false,
+            b"2" => true,
+            b"1" => {
+                let why = "only user.containers.override_stat is read, not the attribute of fuse-overlayfs as root; say 0 or 2";
+                return Err(ParamError::Refused { option: "xattr_permissions=1".to_owned(), why });
+            }
+            _ => {
+                let option = format!("xattr_permissions={}", String::from_utf8_lossy(value));
+                return Err(ParamError::Value { option, expected: "0 or 2".to_owned() });
+            }
+        };
+        Ok(())
+    }
+
     fn finish(self) -> Result<Params, ParamError> {
         let mut params = self.params;
         let contradiction = |option, why| Err(ParamError::Contradiction { option, why });
+        if params.metacopy && params.user_xattr {
+            return contradiction("metacopy", "not with userxattr, where every user can set the mark; leave one of them out");
+        }
+        if params.override_stat && !params.user_xattr && !params.aufs_lowers {
+            return contradiction(
+                "xattr_permissions",
+                "only layers of other tools keep owners so; say userxattr or whiteout=aufs, too, or leave it out",
+            );
+        }
         if params.lowers.is_empty() {
             return contradiction("lowerdir", "not given; name at least one directory to show, as lowerdir=DIR");
         }

@@ -8,11 +8,12 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use plyfs_format::is_whiteout_device;
+use plyfs_format::{AufsName, Dialect, classify_aufs_name};
 use plyfs_sys::stat::Kind;
 
 use crate::attr::Attr;
 use crate::backend::{ObjectId, UpperTree};
+use crate::entry::Entry;
 use crate::error::{Attempt, Error, Result};
 use crate::file::{Handle, HandleId};
 use crate::ino::Ino;
@@ -296,34 +297,45 @@ impl<T: UpperTree> Union<T> {
             lowers.iter().map(|dir| Ok((self.lower_layer(dir.layer)?, &dir.node, dir.xwhiteouts, Source::Lower))).collect::<Result<_>>()?;
         for (layer, dir, xwhiteouts, source) in upper.into_iter().chain(lowers) {
             let dev = layer.tree.id(dir).dev;
+            let mut hidden = Vec::new();
             for entry in layer.tree.read_dir(dir).attempt("read a directory")? {
                 let Ok(name) = Name::new(&entry.name) else { continue };
+                if layer.dialect == Dialect::Aufs {
+                    match classify_aufs_name(&name) {
+                        AufsName::Plain => {}
+                        AufsName::Whiteout(target) => {
+                            hidden.push(Name::new(target)?);
+                            continue;
+                        }
+                        AufsName::Opaque | AufsName::Meta | AufsName::Invalid => continue,
+                    }
+                }
                 if seen.contains(&name) {
                     continue;
                 }
                 // A character device may be a whiteout, an empty file in a marked directory, too: only then a look at it is needed.
                 let suspect = match entry.kind {
                     None | Some(Kind::Char) => true,
-                    Some(Kind::File) => xwhiteouts,
+                    Some(Kind::File) => xwhiteouts || layer.overrides,
                     Some(_) => false,
                 };
                 let mut kind = entry.kind;
                 if suspect {
-                    let Some((node, stat)) = layer.tree.lookup(dir, &name).attempt("look at an entry")? else { continue };
-                    let whiteout = match source {
-                        Source::Upper => is_whiteout_device(stat.kind == Kind::Char, stat.rdev),
-                        Source::Lower => self.is_whiteout(layer, &node, &stat, xwhiteouts)?,
-                    };
-                    if whiteout {
-                        seen.insert(name);
-                        continue;
+                    match self.entry(layer, dir, xwhiteouts, &name)? {
+                        Entry::Nothing => continue,
+                        Entry::Whiteout => {
+                            seen.insert(name);
+                            continue;
+                        }
+                        Entry::Object { stat, .. } => kind = Some(stat.kind),
                     }
-                    kind = Some(stat.kind);
                 }
                 let Some(kind) = kind else { continue };
                 seen.insert(name.clone());
                 names.push(MergedName { name, kind, id: ObjectId { dev, ino: entry.ino }, source });
             }
+            // Only what is below: a name shows beside its own whiteout.
+            seen.extend(hidden);
         }
         Ok(names)
     }

@@ -372,8 +372,9 @@ impl<T: UpperTree> Union<T> {
             _ => Redirect::Absolute(self.lower_path(inode)?),
         };
         let layer = self.upper()?;
-        let name =
-            plyfs_format::xattr_name(layer.dialect, MarkKind::Redirect).ok_or(Error::CrossDevice("this dialect has no redirects"))?;
+        let name = plyfs_format::xattr_name(layer.dialect, MarkKind::Redirect)
+            .filter(|name| !plyfs_format::users_can_set(name))
+            .ok_or(Error::CrossDevice("this dialect has no redirects"))?;
         let value = redirect.encode();
         match layer.tree.set_xattr(node, name, &value, XattrMode::Any) {
             Ok(()) => {}

@@ -8,11 +8,13 @@ use std::sync::atomic::Ordering;
 
 use plyfs_format::{
     Before, ESCAPED_WHITEOUT_RDEV, MarkKind, Nlink, Opaque, Origin, Protattr, Redirect, XattrClass, classify_xattr, is_whiteout_device,
+    read_names, users_can_set,
 };
 use plyfs_sys::stat::{Kind, Stat};
 
 use crate::backend::{ObjectId, Tree, UpperTree};
 use crate::data::{Far, as_before};
+use crate::entry::Entry;
 use crate::error::{Attempt, Error, Result};
 use crate::flags;
 use crate::inode::{Inode, NewInode};
@@ -24,6 +26,8 @@ use crate::union::Union;
 #[derive(Default)]
 pub(crate) struct Marks {
     pub(crate) opaque: bool,
+    /// A mark is not honoured: nothing below shows.
+    pub(crate) broken: bool,
     pub(crate) xwhiteouts: bool,
     pub(crate) redirect: Option<Redirect>,
     pub(crate) origin: Option<Origin>,
@@ -98,9 +102,25 @@ impl<T: UpperTree> Union<T> {
     /// Reads the marks of an object with one system call when it has none.
     pub(crate) fn marks(&self, layer: &Layer<T>, node: &T::Node) -> Result<Marks> {
         let mut marks = Marks::default();
-        for name in layer.tree.list_xattr(node).attempt("list marks")? {
-            let XattrClass::Private(Some(kind)) = classify_xattr(layer.dialect, &name) else { continue };
-            let value = || layer.tree.get_xattr(node, &name).attempt("read mark");
+        let names = layer.tree.list_xattr(node).attempt("list marks")?;
+        for name in &names {
+            let XattrClass::Private(Some(kind)) = classify_xattr(layer.dialect, name) else { continue };
+            // Of several spellings the dialect's own counts.
+            if read_names(layer.dialect, kind).take_while(|better| better != name).any(|better| names.iter().any(|name| name == better)) {
+                continue;
+            }
+            // Who sets these must be somebody who may see where they lead.
+            let leads = matches!(kind, MarkKind::Redirect | MarkKind::Metacopy);
+            if leads && self.is_condemned(layer.tree.id(node)) {
+                marks.broken = true;
+                continue;
+            }
+            if leads && users_can_set(name) {
+                self.condemn(layer, node, format!("mark {} is not honoured where every user can set it", name.escape_ascii()))?;
+                marks.broken = true;
+                continue;
+            }
+            let value = || layer.tree.get_xattr(node, name).attempt("read mark");
             match kind {
                 MarkKind::Opaque => match value()?.map(|v| Opaque::parse(&v)) {
                     Some(Opaque::Yes) => marks.opaque = true,
@@ -109,7 +129,13 @@ impl<T: UpperTree> Union<T> {
                 },
                 MarkKind::Redirect => {
                     if let Some(v) = value()? {
-                        marks.redirect = Some(Redirect::parse(&v).map_err(|e| Error::Damaged(e.to_string()))?);
+                        match Redirect::parse(&v) {
+                            Ok(redirect) => marks.redirect = Some(redirect),
+                            Err(e) => {
+                                self.condemn(layer, node, format!("mark {} = {}: {e}", name.escape_ascii(), v.escape_ascii()))?;
+                                marks.broken = true;
+                            }
+                        }
                     }
                 }
                 MarkKind::Origin => {
@@ -139,8 +165,7 @@ impl<T: UpperTree> Union<T> {
         if !xwhiteouts || stat.kind != Kind::File || stat.size != 0 {
             return Ok(false);
         }
-        let Some(name) = plyfs_format::xattr_name(layer.dialect, MarkKind::Whiteout) else { return Ok(false) };
-        Ok(layer.tree.get_xattr(node, name).attempt("read whiteout mark")?.is_some())
+        Ok(layer.mark(node, MarkKind::Whiteout)?.is_some())
     }
 
     /// Whether an object is a user's character device 0:0, stored under another number. Costs a look at the marks only for that number.
@@ -160,10 +185,11 @@ impl<T: UpperTree> Union<T> {
         let mut rest: Vec<LowerObject<T>> = Vec::new();
         for dir in dirs {
             let layer = self.lower_layer(dir.layer)?;
-            let Some((node, stat)) = layer.tree.lookup(&dir.node, &name).attempt("look up in a lower layer")? else { continue };
-            if self.is_whiteout(layer, &node, &stat, dir.xwhiteouts)? {
-                break;
-            }
+            let (node, stat, last) = match self.entry(layer, &dir.node, dir.xwhiteouts, &name)? {
+                Entry::Nothing => continue,
+                Entry::Whiteout => break,
+                Entry::Object { node, stat, last } => (node, stat, last),
+            };
             if stat.kind != Kind::Dir {
                 if found.objects.is_empty() && !want_dir {
                     found.objects.push(LowerObject { layer: dir.layer, node, xwhiteouts: false });
@@ -173,9 +199,10 @@ impl<T: UpperTree> Union<T> {
             }
             let marks = self.marks(layer, &node)?;
             let layer_index = dir.layer;
+            let last = last || layer.is_aufs_opaque(&node)?;
             found.objects.push(LowerObject { layer: layer_index, node, xwhiteouts: marks.xwhiteouts });
             found.stat.get_or_insert(stat);
-            if marks.opaque {
+            if last || marks.opaque || marks.broken {
                 break;
             }
             match marks.redirect {
@@ -206,7 +233,7 @@ impl<T: UpperTree> Union<T> {
 
     /// The lower directories that an upper directory merges with.
     pub(crate) fn lowers_of_upper_dir(&self, parent_lowers: &[LowerObject<T>], name: &Name, marks: &Marks) -> Result<Vec<LowerObject<T>>> {
-        if marks.opaque {
+        if marks.opaque || marks.broken {
             return Ok(Vec::new());
         }
         let found = match &marks.redirect {
@@ -285,7 +312,9 @@ impl<T: UpperTree> Union<T> {
         let (Some(layer), Some((index, name))) = (&self.stack.upper, self.index_name(lower)?) else { return Ok(None) };
         let Some((node, upper)) = layer.tree.lookup(&index, &name).attempt("look up in the index")? else { return Ok(None) };
         if upper.kind != stat.kind {
-            return Err(Error::Damaged(format!("index entry {name} is of another kind than its origin")));
+            // A lenient union shows the lower object, which nobody may change.
+            self.condemn(self.lower_layer(lower.layer)?, &lower.node, format!("index entry {name} is of another kind than its origin"))?;
+            return Ok(None);
         }
         // Without its mark: the index itself is a link that does not show.
         let marks = self.marks(layer, &node)?;
@@ -362,7 +391,11 @@ impl<T: UpperTree> Union<T> {
     /// The inode of what was found, with the name recorded. The caller holds the parent's DIR lock.
     pub(crate) fn intern(&self, parent: &Arc<Inode<T>>, name: &Name, new: NewInode<T>) -> Arc<Inode<T>> {
         let links = new.links;
+        let frozen = self.is_frozen(parent, &new);
         let inode = self.table.intern(new);
+        if frozen {
+            inode.freeze();
+        }
         inode.add_name(parent, name);
         if let Some(links) = links
             && !inode.indexed.swap(true, Ordering::Relaxed)

@@ -9,7 +9,8 @@ use std::sync::atomic::Ordering;
 use plyfs_sys::stat::Kind;
 
 use crate::backend::{ObjectId, UpperTree};
-use crate::error::{Attempt, Error, Result};
+use crate::entry::Condemned;
+use crate::error::{Error, Result};
 use crate::file::Handles;
 use crate::ino::Ino;
 use crate::inode::{Inode, NewInode, Table};
@@ -27,6 +28,8 @@ pub struct Behaviour {
     pub live_lowers: bool,
     /// A change of nothing but the metadata of a file copies no data (kernel option `metacopy`).
     pub metacopy: bool,
+    /// What bears a mark that cannot be honoured is shown without it, read-only; else it is an error (`lenient`).
+    pub lenient: bool,
     /// The uid and gid that new objects of the upper tree have by themselves, if the process's umask is 0: for a caller with these ids an object is
     /// complete once it is made.
     pub own_ids: Option<(u32, u32)>,
@@ -78,6 +81,8 @@ pub struct Union<T: UpperTree> {
     pub(crate) behaviour: Behaviour,
     /// The topmost lower of each filesystem: file handles are the filesystem's, so one layer of it can answer for all.
     pub(crate) one_of_each: Box<[LowerIndex]>,
+    /// Objects whose marks are not honoured.
+    pub(crate) condemned: Condemned,
     temp: AtomicU64,
     observer: OnceLock<Observer>,
 }
@@ -103,6 +108,7 @@ impl<T: UpperTree> Union<T> {
             rename_lock: Ranked::default(),
             behaviour,
             one_of_each,
+            condemned: Condemned::default(),
             temp: AtomicU64::new(0),
             observer: OnceLock::new(),
         })
@@ -184,14 +190,15 @@ fn root_parts<T: UpperTree>(stack: &LayerStack<T>) -> Result<NewInode<T>> {
     for (index, layer) in stack.lowers.iter().take(merging).enumerate() {
         let node = layer.tree.root();
         origin.get_or_insert(layer.tree.id(&node));
-        let opaque = plyfs_format::xattr_name(layer.dialect, plyfs_format::MarkKind::Opaque);
-        let value = match opaque {
-            Some(name) => layer.tree.get_xattr(&node, name).attempt("read marks of a layer's root")?,
-            None => None,
-        };
+        let value = layer.mark(&node, plyfs_format::MarkKind::Opaque)?;
+        let opaque = layer.is_aufs_opaque(&node)?;
         let xwhiteouts = value.is_some_and(|v| plyfs_format::Opaque::parse(&v) == plyfs_format::Opaque::XWhiteouts);
         let layer = LowerIndex(u32::try_from(index).map_err(|_| Error::Invalid("too many layers"))?);
         lowers.push(LowerObject { layer, node, xwhiteouts });
+        // As an archive of a layer says of its root: nothing of the layers below.
+        if opaque {
+            break;
+        }
     }
     let upper = stack.upper.as_ref().map(|layer| {
         let node = layer.tree.root();

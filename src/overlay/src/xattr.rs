@@ -1,6 +1,6 @@
 //! Extended attributes as users see them: marks are hidden and cannot be written, users' own attributes under the same prefix are escaped.
 
-use plyfs_format::{escape_xattr, shown_xattr};
+use plyfs_format::escape_xattr;
 use plyfs_sys::Errno;
 use plyfs_sys::at::XattrMode;
 
@@ -33,6 +33,9 @@ impl<T: UpperTree> Union<T> {
         let inode = self.inode(ino)?;
         let (layer, node) = self.top(&inode)?;
         let name = self.on_disk(layer.dialect, name)?;
+        if layer.shown_xattr(&name).is_none() {
+            return Err(Error::NoAttribute);
+        }
         let value = inode.arrival.look(
             || layer.tree.get_xattr(node, &name).attempt("getxattr"),
             |value, before| {
@@ -58,7 +61,7 @@ impl<T: UpperTree> Union<T> {
                 }
             },
         )?;
-        Ok(names.iter().filter_map(|name| shown_xattr(layer.dialect, name)).collect())
+        Ok(names.iter().filter_map(|name| layer.shown_xattr(name)).collect())
     }
 
     /// Writes an attribute; copies the object up first.

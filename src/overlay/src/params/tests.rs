@@ -77,8 +77,8 @@ fn what_plyfs_does_anyway_is_accepted_and_its_opposite_refused_by_name() {
         ("verity=off", "verity=require"),
         ("threaded=1", "threaded=0"),
         ("noxattrs=0", "noxattrs=1"),
-        ("xattr_permissions=0", "xattr_permissions=2"),
-        ("whiteout=overlay", "whiteout=aufs"),
+        ("xattr_permissions=0", "xattr_permissions=1"),
+        ("whiteout=overlay", "whiteout=other"),
         ("subtype=plyfs", "subtype=other"),
         ("override_creds", "nooverride_creds"),
         ("async", "sync"),
@@ -93,7 +93,6 @@ fn what_plyfs_does_anyway_is_accepted_and_its_opposite_refused_by_name() {
 #[test]
 fn what_is_not_supported_is_refused_by_name_with_a_remedy() {
     for option in [
-        "userxattr",
         "uuid=on",
         "uidmapping=:0:100000:65536",
         "gidmapping=0:0:1",
@@ -149,6 +148,9 @@ fn contradictions_name_the_option_and_the_remedy() {
         ("lowerdir=/a,upperdir=/u,workdir=/u", "option workdir: /u is named twice; "),
         ("lowerdir=/a,ro=1", "option ro=1: it takes no value; "),
         ("lowerdir=/a,fsync=2", "option fsync=2: the value must be 0 or 1; "),
+        ("lowerdir=/a,metacopy=on,userxattr", "option metacopy: not with userxattr, "),
+        ("lowerdir=/a,xattr_permissions=2", "option xattr_permissions: only layers of other tools keep owners so; "),
+        ("lowerdir=/a,whiteout=no", "option whiteout=no: the value must be auto, overlay or aufs; "),
         ("lowerdir=/a,lower=dead", "option lower=dead: the value must be live; "),
         ("lowerdir=/a,redirect_dir", "option redirect_dir: it needs a value; "),
         ("lowerdir=/a,fsname=", "option fsname: it needs a value; "),
@@ -166,7 +168,7 @@ prop_compose! {
     fn any_params()(
         mut all in prop::collection::btree_set(path(), 3..7).prop_map(|set| set.into_iter().collect::<Vec<_>>()).prop_shuffle(),
         writable in any::<bool>(),
-        flags in any::<[bool; 8]>(),
+        flags in any::<[bool; 12]>(),
         data in any::<prop::sample::Index>(),
         atime in prop::sample::select(vec![Atime::Relative, Atime::Never, Atime::Strict]),
         no_dir_atime in any::<bool>(),
@@ -174,13 +176,14 @@ prop_compose! {
     ) -> Params {
         let pair = all.split_off(all.len() - 2);
         let data = all.split_off(data.index(all.len()) + 1);
-        let [live_lowers, metacopy, volatile, read_only, dev, suid, exec, debug] = flags;
+        let [live_lowers, metacopy, volatile, read_only, dev, suid, exec, debug, lenient, user_xattr, aufs_lowers, overrides] = flags;
         Params {
             lowers: all,
             data,
-            metacopy: metacopy && !live_lowers,
+            metacopy: metacopy && !live_lowers && !user_xattr,
             writable: writable.then(|| Writable { upper: pair[0].clone(), work: pair[1].clone() }),
-            live_lowers, volatile, read_only, dev, suid, exec, atime, no_dir_atime, debug,
+            live_lowers, volatile, read_only, dev, suid, exec, atime, no_dir_atime, debug, lenient, user_xattr, aufs_lowers,
+            override_stat: overrides && (user_xattr || aufs_lowers),
             fsname: fsname.map(PathBuf::into_os_string),
         }
     }

@@ -1,0 +1,72 @@
+//! How the layers of a mount spell their marks, and what is seen of that before it is made.
+
+use std::path::{Path, PathBuf};
+
+use plyfs_format::Dialect;
+use plyfs_overlay::params::Params;
+use plyfs_overlay::{DirTree, Layer, LayerOpenError, Union};
+
+use super::fail::{failure, note};
+
+/// As many marks as are told one by one.
+const TOLD: usize = 20;
+
+/// The dialect that is written: that of the upper, whose lowers may be of another one.
+fn written(params: &Params) -> Dialect {
+    if params.user_xattr { Dialect::User } else { Dialect::Trusted }
+}
+
+/// A lower of a mount with these options.
+fn lower(tree: DirTree, path: &Path, params: &Params) -> Layer<DirTree> {
+    let dialect = if params.aufs_lowers { Dialect::Aufs } else { written(params) };
+    Layer::new(tree, dialect).named(format!("lowerdir {}", path.display())).with_overrides(params.override_stat)
+}
+
+/// The lowers of a mount with these options, the topmost first: those that merge, and those that hold only data.
+pub(crate) fn open(merged: &[PathBuf], data: &[PathBuf], params: &Params) -> Result<Box<[Layer<DirTree>]>, LayerOpenError> {
+    let merged = merged.iter().map(|path| DirTree::lower(path).map(|tree| lower(tree, path, params)));
+    merged.chain(data.iter().map(|path| DirTree::lower(path).map(Layer::data_only))).collect()
+}
+
+/// The upper of a mount with these options.
+pub(crate) fn upper(tree: DirTree, path: &Path, params: &Params) -> Layer<DirTree> {
+    Layer::new(tree, written(params)).named(format!("upperdir {}", path.display()))
+}
+
+/// Sees that marks can be written where the upper is, and that those of the layers can be honoured; of a lenient mount they are told instead.
+pub(crate) fn check(union: &Union<DirTree>, params: &Params) -> anyhow::Result<()> {
+    let place = params.writable.as_ref().map(|writable| writable.upper.display().to_string()).unwrap_or_default();
+    let at = format!("upperdir {place}");
+    let unusable = |error| failure(&at, error, "see that root can write there");
+    if let Some(probe) = union.probe().map_err(unusable)? {
+        let dialect = written(params);
+        tracing::info!(?dialect, ?probe, "how marks are written");
+        if let Err((what, errno)) = probe.allows(dialect) {
+            let elsewhere = "put it on ext4, xfs, btrfs or tmpfs";
+            let remedy = if probe.allows(Dialect::User).is_ok() {
+                format!("{elsewhere}, or keep marks in attributes of users with -o userxattr")
+            } else {
+                elsewhere.to_owned()
+            };
+            return Err(failure(at, format_args!("its filesystem takes no {what}: {errno}"), remedy));
+        }
+    }
+    let begun = std::time::Instant::now();
+    let found = union.scan(if params.lenient { usize::MAX } else { TOLD }).map_err(unusable)?;
+    tracing::info!(marks = found.len(), seconds = begun.elapsed().as_secs_f64(), "looked for marks that cannot be honoured");
+    let Some(first) = found.first() else { return Ok(()) };
+    let more = found.len() - 1;
+    if params.lenient {
+        found.iter().take(TOLD).for_each(|finding| note(format_args!("{finding}: shown without it, read-only")));
+        if found.len() > TOLD {
+            note(format_args!("{} more marks cannot be honoured: what bears them is shown without, read-only", found.len() - TOLD));
+        }
+        return Ok(());
+    }
+    let remedy = "mend the layer, or mount with --lenient, which shows it without the mark, read-only";
+    Err(if more == 0 {
+        failure(first.place(), &first.what, remedy)
+    } else {
+        failure(first.place(), format_args!("{} (and {more} more)", first.what), remedy)
+    })
+}

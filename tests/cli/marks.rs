@@ -1,0 +1,279 @@
+//! Layers with marks that cannot be honoured are refused by layer, path and mark; `--lenient` shows them without, and lets nobody change them.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Command;
+
+use rustix::fs::{XattrFlags, lsetxattr};
+
+use crate::lab::{Done, Lab, Mounted, is_mountpoint, need_mounts};
+
+fn mark(path: impl AsRef<Path>, name: &str, value: &[u8]) {
+    lsetxattr(path.as_ref(), name, value, XattrFlags::empty()).unwrap();
+}
+
+/// A lab in which lower `a` has `d/e/own` over lower `b` with `d/e/low` and `x/y`.
+fn lab() -> Lab {
+    let lab = Lab::layers();
+    for (layer, file) in [("a", "d/e/own"), ("b", "d/e/low"), ("b", "x/y"), ("u", "d/new")] {
+        let file = lab.path(layer).join(file);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, "text").unwrap();
+    }
+    lab
+}
+
+/// What is wrong, where, and how it is told.
+type Row = (&'static str, fn(&Lab), &'static str, &'static str);
+
+const REDIRECT: &str = "trusted.overlay.redirect";
+
+fn rows() -> Vec<Row> {
+    vec![
+        (
+            "",
+            |lab| mark(lab.path("a/d"), REDIRECT, b"../.."),
+            "lowerdir a: /d",
+            "mark trusted.overlay.redirect = ../..: a relative redirect",
+        ),
+        ("", |lab| mark(lab.path("a/d/e"), REDIRECT, b""), "lowerdir a: /d/e", "mark trusted.overlay.redirect = : a redirect to nothing"),
+        ("", |lab| mark(lab.path("b/x"), REDIRECT, b"/a//b"), "lowerdir b: /x", "a redirect with an empty component"),
+        ("", |lab| mark(lab.path("b/x"), REDIRECT, &[b'n'; 256]), "lowerdir b: /x", "a redirect with a name of 256 bytes"),
+        ("", |lab| mark(lab.path("u/d"), REDIRECT, b"/./x"), "upperdir u: /d", "a redirect through '.' or '..'"),
+        ("", |lab| mark(lab.path("a/d"), "trusted.overlay.sideways", b"y"), "lowerdir a: /d", "mark trusted.overlay.sideways: not known"),
+        ("", |lab| mark(lab.path("a/d"), REDIRECT, b"/"), "lowerdir a: /d", "a redirect to nothing"),
+        // What is in it shows /d again.
+        ("", |lab| mark(lab.path("a/d/e"), REDIRECT, b"/d"), "lowerdir a: /d/e", "a loop, for /d above it shows the same directory"),
+        (
+            "userxattr,",
+            |lab| mark(lab.path("a/d"), "user.overlay.redirect", b"/x"),
+            "lowerdir a: /d",
+            "not honoured where every user can set it",
+        ),
+        ("whiteout=aufs,", |lab| fs::write(lab.path("b/x/.wh."), "").unwrap(), "lowerdir b: /x/.wh.", "a whiteout of nothing"),
+        ("whiteout=aufs,", |lab| fs::write(lab.path("a/.wh..."), "").unwrap(), "lowerdir a: /.wh...", "a whiteout of nothing, '.' or '..'"),
+    ]
+}
+
+fn mount(lab: &Lab, first: &str, more: &[&str]) -> Done {
+    let options = format!("{first}{}", lab.options());
+    let mut args = vec!["mount", "-o", &options];
+    args.extend(more);
+    args.push("m");
+    lab.plyfs(&args)
+}
+
+/// `lowerdir a: /d` with the path of the layer.
+fn place(lab: &Lab, place: &str) -> String {
+    let (what, rest) = place.split_once(' ').unwrap();
+    let (layer, path) = rest.split_once(": ").unwrap();
+    format!("{what} {}: {path}: ", lab.text(layer))
+}
+
+#[test]
+fn marks_that_cannot_be_honoured_are_refused_by_layer_path_and_mark() {
+    need_mounts!();
+    for (options, damage, at, what) in rows() {
+        let lab = lab();
+        damage(&lab);
+        let refused = mount(&lab, options, &[]);
+        refused.refused(1, &place(&lab, at), &[what, "; mend the layer, or mount with --lenient"]);
+        assert!(!is_mountpoint(&lab.path("m")));
+    }
+}
+
+#[test]
+fn a_lenient_mount_shows_them_without_their_marks_and_read_only() {
+    need_mounts!();
+    for (options, damage, at, what) in rows() {
+        let lab = lab();
+        damage(&lab);
+        let done = mount(&lab, options, &["--lenient"]);
+        let _mounted = Mounted(lab.path("m"));
+        assert_eq!((done.code, done.err.lines().count()), (Some(0), 1), "{done:?}");
+        assert!(done.err.starts_with(&format!("plyfs: {}", place(&lab, at))) && done.err.contains(what), "{done:?}");
+        let path = at.split_once(": /").unwrap().1;
+        let bad = if path.contains(".wh.") { Path::new(path).parent().unwrap() } else { Path::new(path) };
+        let shown = lab.path("m").join(bad);
+        let listed: Vec<_> = fs::read_dir(&shown).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert!(!listed.is_empty() && !listed.iter().any(|name| name.to_string_lossy().starts_with(".wh.")), "{at}: {listed:?}");
+        if bad.as_os_str().is_empty() {
+            // Of the root of a layer nothing else can be told.
+            continue;
+        }
+        for change in ["mkdir made", "touch .", "chmod 700 .", "rm -r ./*", "ln -s x made", "echo x > made", "chmod 700 *"] {
+            let done = Command::new("sh").args(["-c", change]).current_dir(&shown).output().unwrap();
+            let err = String::from_utf8_lossy(&done.stderr).into_owned();
+            assert!(!done.status.success() && err.contains("Read-only"), "{at}: {change}: {err}");
+        }
+        let moved = Command::new("mv").arg("-T").arg(&shown).arg(lab.path("m/moved")).output().unwrap();
+        assert!(!moved.status.success(), "{at}: {moved:?}");
+        fs::write(lab.path("m/elsewhere"), "written").unwrap();
+        assert_eq!(fs::read_to_string(lab.path("m/elsewhere")).unwrap(), "written");
+    }
+}
+
+#[test]
+fn marks_that_mean_nothing_are_no_reason_to_refuse() {
+    need_mounts!();
+    let lab = lab();
+    // Of the kernel, which leaves them; of users, who may have any name that is not private.
+    mark(lab.path("a/d/e/own"), REDIRECT, b"../..");
+    mark(lab.path("a/d"), "trusted.overlay.impure", b"y");
+    mark(lab.path("a/d"), "trusted.overlay.overlay.sideways", b"y");
+    mark(lab.path("a/d"), "user.overlay.redirect", b"../..");
+    mark(lab.path("b/x"), "trusted.overlay.opaque", b"maybe");
+    fs::write(lab.path("a/.wh.top"), "").unwrap();
+    fs::create_dir_all(lab.path("w/index")).unwrap();
+    fs::write(lab.path("w/index/#2fe0f"), "").unwrap();
+    fs::write(lab.path("w/index/00fb1d0001"), "").unwrap();
+    mount(&lab, "", &[]).ok();
+    let _mounted = Mounted(lab.path("m"));
+    assert_eq!(fs::read_to_string(lab.path("m/.wh.top")).unwrap(), "");
+    assert_eq!(fs::read_to_string(lab.path("m/d/e/own")).unwrap(), "text");
+}
+
+#[test]
+fn directories_that_changed_places_are_no_loop() {
+    need_mounts!();
+    let lab = Lab::new();
+    for dir in ["b/d/sub/in", "b/d/other", "u", "w", "m"] {
+        fs::create_dir_all(lab.path(dir)).unwrap();
+    }
+    let options = format!("lowerdir={},upperdir={},workdir={}", lab.text("b"), lab.text("u"), lab.text("w"));
+    {
+        let _mounted = lab.mount(&options);
+        fs::rename(lab.path("m/d/sub"), lab.path("m/x")).unwrap();
+        fs::rename(lab.path("m/d"), lab.path("m/x/d")).unwrap();
+        lab.plyfs(&["umount", "m"]).ok();
+    }
+    let _mounted = lab.mount(&options);
+    assert!(lab.path("m/x/in").is_dir() && lab.path("m/x/d/other").is_dir() && !lab.path("m/x/d/sub").exists());
+}
+
+#[test]
+fn an_upper_whose_filesystem_takes_no_marks_is_refused() {
+    need_mounts!();
+    let lab = Lab::layers();
+    let place = lab.path("ram");
+    fs::create_dir(&place).unwrap();
+    assert!(Command::new("mount").args(["-t", "ramfs", "ramfs"]).arg(&place).status().unwrap().success());
+    let _ram = Mounted(place);
+    for dir in ["ram/u", "ram/w"] {
+        fs::create_dir(lab.path(dir)).unwrap();
+    }
+    for (first, what) in [("", "trusted.* attributes"), ("userxattr,", "user.* attributes")] {
+        let options = format!("{first}lowerdir=a,upperdir=ram/u,workdir=ram/w");
+        let begin = format!("upperdir {}: its filesystem takes no {what}: ", lab.text("ram/u"));
+        lab.plyfs(&["mount", "-o", &options, "m"]).refused(1, &begin, &["; put it on ext4, xfs, btrfs or tmpfs"]);
+    }
+    assert_eq!(fs::read_dir(lab.path("ram/w/work")).unwrap().count(), 0);
+}
+
+#[test]
+fn owners_in_attributes_count_where_asked_for_and_make_no_device_or_set_uid() {
+    need_mounts!();
+    let lab = Lab::layers();
+    const OVERRIDE: &str = "user.containers.override_stat";
+    fs::copy("/bin/true", lab.path("a/sh")).unwrap();
+    for (path, value) in
+        [("a/sh", "7:8:4755"), ("b/d", "9:9:2750:dir"), ("b/low", "0:0:600:block-7-0"), ("b/d/f", "5:5:640:pipe"), ("a/top", "x")]
+    {
+        mark(lab.path(path), OVERRIDE, value.as_bytes());
+    }
+    let seen = |path: &str| {
+        let meta = fs::symlink_metadata(lab.path("m").join(path)).unwrap();
+        (meta.mode(), meta.uid(), meta.gid(), meta.rdev())
+    };
+    {
+        let _mounted = lab.mount(&format!("userxattr,{}", lab.options()));
+        assert_eq!(seen("d").1, 0);
+        assert_eq!(seen("low").0 & 0o170_000, 0o100_000);
+    }
+    let options = format!("userxattr,xattr_permissions=2,{}", lab.options());
+    let mounted = lab.mount(&options);
+    assert_eq!(seen("sh"), (0o104_755, 7, 8, 0));
+    assert_eq!(seen("d"), (0o042_750, 9, 9, 0));
+    assert_eq!(seen("low"), (0o060_600, 0, 0, rustix::fs::makedev(7, 0)));
+    assert_eq!(seen("d/f"), (0o010_640, 5, 5, 0));
+    assert!(fs::symlink_metadata(lab.path("m/top")).is_err(), "no owner can be told");
+    let (_, _, flags) = crate::lab::mount_at(&mounted.0).unwrap();
+    assert!(flags.contains("nosuid") && flags.contains("nodev"), "{flags}");
+    // Copied up the owner is the file's own, and the attribute of nobody's interest any more.
+    fs::write(lab.path("m/d/new"), "").unwrap();
+    assert!(Command::new("touch").arg(lab.path("m/sh")).status().unwrap().success());
+    let upper = fs::metadata(lab.path("u/sh")).unwrap();
+    assert_eq!((upper.mode(), upper.uid(), upper.gid()), (0o104_755, 7, 8));
+    let mut names = vec![0; 1024];
+    let length = rustix::fs::llistxattr(lab.path("u/sh"), &mut names[..]).unwrap();
+    assert!(!String::from_utf8_lossy(&names[..length]).contains("containers"));
+    assert_eq!(seen("d"), (0o042_750, 9, 9, 0));
+    lab.plyfs(&["umount", "m"]).ok();
+    drop(mounted);
+    let _mounted = lab.mount(&options);
+    assert_eq!(seen("sh"), (0o104_755, 7, 8, 0));
+}
+
+/// Everything that shows in `m`, in words.
+fn list(lab: &Lab) -> String {
+    let list = "find . -mindepth 1 -printf '%P %M %U:%G %s %l\\n' | sort";
+    let done = Command::new("sh").args(["-ec", list]).current_dir(lab.path("m")).output().unwrap();
+    String::from_utf8(done.stdout).unwrap()
+}
+
+#[test]
+fn what_is_written_with_userxattr_the_kernel_shows_with_userxattr() {
+    need_mounts!();
+    let lab = lab();
+    std::os::unix::fs::symlink("target", lab.path("b/low-link")).unwrap();
+    let options = lab.options();
+    lab.plyfs(&["mount", "-o", &format!("userxattr,{options}"), "m"]).ok();
+    let mounted = Mounted(lab.path("m"));
+    let changes = "rm top; rm -r d; mkdir d; echo x > d/y; echo more >> low; ln -s t link; mkfifo p; ln low again; chown -h 5:5 low-link; rm x/y; mknod n c 1 3";
+    assert!(Command::new("sh").args(["-ec", changes]).current_dir(lab.path("m")).status().unwrap().success());
+    let moved = fs::rename(lab.path("m/x"), lab.path("m/z")).unwrap_err();
+    assert_eq!(moved.raw_os_error(), Some(18), "a redirect is for those who may set trusted attributes");
+    fs::rename(lab.path("m/d"), lab.path("m/e")).unwrap();
+    let shown = list(&lab);
+    assert_eq!(lab.plyfs(&["diff", "m"]).ok().text().lines().filter(|line| line.starts_with('D')).count(), 3);
+    lab.plyfs(&["umount", "m"]).ok();
+    drop(mounted);
+    {
+        let _mounted = lab.mount(&format!("userxattr,{options}"));
+        assert_eq!(list(&lab), shown, "mounted again");
+        lab.plyfs(&["umount", "m"]).ok();
+    }
+    let status =
+        Command::new("mount").args(["-t", "overlay", "overlay", "-o", &format!("userxattr,{options}")]).arg(lab.path("m")).status();
+    if !status.unwrap().success() {
+        crate::skip::skip!("needs kernel overlayfs with userxattr");
+    }
+    let _mounted = Mounted(lab.path("m"));
+    assert_eq!(list(&lab), shown, "mounted by the kernel");
+}
+
+/// The tool of which layers are read.
+fn fuse_overlayfs(lab: &Lab, lowers: &str) -> Option<Mounted> {
+    let options = format!("lowerdir={lowers},upperdir={},workdir={}", lab.text("u"), lab.text("w"));
+    let status = Command::new("fuse-overlayfs").arg("-o").arg(options).arg(lab.path("m")).status().ok()?;
+    status.success().then(|| Mounted(lab.path("m")))
+}
+
+#[test]
+fn layers_of_fuse_overlayfs_show_what_it_showed() {
+    need_mounts!();
+    let lab = lab();
+    let Some(mounted) = fuse_overlayfs(&lab, &format!("{}:{}", lab.text("a"), lab.text("b"))) else {
+        crate::skip::skip!("needs fuse-overlayfs");
+    };
+    let changes = "rm top; rm -r d; mkdir d; echo x > d/y; mkdir -p x/z; rm x/y; mv low moved; chown 12:13 x";
+    assert!(Command::new("sh").args(["-ec", changes]).current_dir(lab.path("m")).status().unwrap().success());
+    let shown = list(&lab);
+    drop(mounted);
+    let lowers = ["u", "a", "b"].map(|name| lab.text(name)).join(":");
+    for options in ["whiteout=aufs", "whiteout=aufs,xattr_permissions=2"] {
+        let _mounted = lab.mount(&format!("{options},lowerdir={lowers}"));
+        assert_eq!(list(&lab), shown, "{options}");
+    }
+}
