@@ -25,7 +25,7 @@ Options, separated by commas or given by several -o:
   metacopy=on       changed owners, modes, times and attributes copy no data to U
   lower=live        others change the lower directories while they are mounted
   userxattr         marks are in user.* attributes, as of kernel overlayfs and fuse-overlayfs
-  whiteout=aufs     whiteouts of the lower directories are files named .wh.NAME
+  whiteout=aufs     whiteouts of the lower directories are files, by the names of AUFS
   xattr_permissions=2  owners and modes of lower files are those of user.containers.override_stat;
                     goes with one of the two above, and implies nosuid and nodev
   lenient           as --lenient
