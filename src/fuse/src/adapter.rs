@@ -557,7 +557,8 @@ impl<T: UpperTree> Filesystem for Adapter<T> {
                 SEEK_HOLE => Seek::Hole,
                 _ => return Err(plyfs_overlay::Error::Invalid("lseek for neither data nor a hole")),
             };
-            let offset = u64::try_from(offset).map_err(|_| plyfs_overlay::Error::Invalid("lseek to before the file"))?;
+            // Before the file is ENXIO, as behind its end.
+            let offset = u64::try_from(offset).unwrap_or(u64::MAX);
             union.lseek(handle(fh), offset, what)
         });
         match result.and_then(|offset| i64::try_from(offset).map_err(|_| Errno::EOVERFLOW)) {

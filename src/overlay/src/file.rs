@@ -238,11 +238,14 @@ impl<T: UpperTree> Union<T> {
         Ok(written)
     }
 
-    /// fsync(2) or fdatasync(2). A file that was never copied up has nothing to write; of a metacopy that is the metadata.
+    /// fsync(2) or fdatasync(2). A file that was never copied up has nothing to write; of a metacopy that is the metadata. A volatile upper waits for nothing.
     ///
     /// Errors: EBADF; the upper's errors.
     pub fn fsync(&self, handle: HandleId, data_only: bool) -> Result<()> {
         let (inode, file, on_upper) = self.handles.current(self, handle)?;
+        if self.behaviour.volatile {
+            return Ok(());
+        }
         if on_upper {
             return self.upper()?.tree.sync(&file, data_only).attempt("fsync");
         }
@@ -252,12 +255,13 @@ impl<T: UpperTree> Union<T> {
         tree.sync(&file, data_only).attempt("fsync a metacopy")
     }
 
-    /// fsync(2) of a directory.
+    /// fsync(2) of a directory, as [`Union::fsync`].
     ///
     /// Errors: EBADF; the upper's errors.
     pub fn fsyncdir(&self, handle: HandleId) -> Result<()> {
         let dir = self.handles.dir(handle)?;
         match dir.upper.get() {
+            Some(_) if self.behaviour.volatile => Ok(()),
             Some(node) => self.upper()?.tree.sync_dir(node).attempt("fsync a directory"),
             None => Ok(()),
         }

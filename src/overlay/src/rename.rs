@@ -299,11 +299,13 @@ impl<T: UpperTree> Union<T> {
         if let Some(replaced) = replaced {
             replaced.remove_name(to.dir, to.name);
         }
-        self.moved(from, to, source);
-        if let Some(device) = device {
-            let device = self.intern(from.dir, from.name, device);
-            self.list_insert(from.dir, from.name, &device);
+        Self::moved(from, to, source);
+        match device {
+            // The old name stays, and so does its place in the listing.
+            Some(device) => self.list_insert(from.dir, from.name, &self.intern(from.dir, from.name, device)),
+            None => self.list_remove(from.dir, from.name),
         }
+        self.list_insert(to.dir, to.name, source);
         if let Some(replaced) = replaced.filter(|replaced| replaced.kind != Kind::Dir) {
             if held == Target::Free {
                 // A lower name of it is hidden by what replaces it.
@@ -335,19 +337,19 @@ impl<T: UpperTree> Union<T> {
         let (a, b) = (self.upper_node(source)?, self.upper_node(target)?);
         tree.rename(self.place(from)?, Some(a), self.place(to)?, Some(b), Rename::Exchange).attempt("exchange")?;
         target.remove_name(to.dir, to.name);
-        self.moved(from, to, source);
+        Self::moved(from, to, source);
         target.add_name(from.dir, from.name);
+        // Both names stay, and so do their places in the listings.
+        self.list_insert(to.dir, to.name, source);
         self.list_insert(from.dir, from.name, target);
         Ok(())
     }
 
-    /// Names and listings after the move of one object.
-    fn moved(&self, from: End<'_, T>, to: End<'_, T>, inode: &Arc<Inode<T>>) {
+    /// Names after the move of one object.
+    fn moved(from: End<'_, T>, to: End<'_, T>, inode: &Arc<Inode<T>>) {
         // The new name first, so that at no moment the inode seems to have none.
         inode.add_name(to.dir, to.name);
         inode.remove_name(from.dir, from.name);
-        self.list_remove(from.dir, from.name);
-        self.list_insert(to.dir, to.name, inode);
     }
 
     fn place<'a>(&self, end: End<'a, T>) -> Result<Place<'a, T::Node>> {

@@ -22,7 +22,7 @@ use crate::sync::{AtomicU64, OnceLock};
 /// How a union behaves, beside its layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Behaviour {
-    /// No fsync on copy-up (kernel option `volatile`): after a crash of the machine the upper is not to be trusted.
+    /// No fsync, neither on copy-up nor when a user asks for one (kernel option `volatile`): after a crash of the machine the upper is not to be trusted.
     pub volatile: bool,
     /// Others may change the lower layers while they are mounted (`lower=live`).
     pub live_lowers: bool,

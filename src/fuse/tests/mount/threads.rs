@@ -12,7 +12,7 @@ use plyfs_fuse::{ServeOptions, serve};
 use plyfs_overlay::{Behaviour, DirTree, Layer, LayerStack, Union};
 use plyfs_sys::at::{At, XattrMode, set_xattr};
 
-use crate::lab::{Lab, SOON, can_mount, eventually, fuse_options, open_dir, unmount};
+use crate::lab::{Lab, SOON, can_mount, eventually, fuse_options, open_dir, sh, unmount};
 use crate::slow::{SIZE, Slow};
 
 #[test]
@@ -61,6 +61,9 @@ fn sixteen_threads_change_one_tree_at_once() {
     assert_eq!(log.lines().count(), THREADS * ROUNDS);
     assert!(log.lines().all(|line| line == "0123456789abcde"));
     assert_eq!(fs::read_dir(lab.lower("shared")).unwrap().count(), THREADS * ROUNDS);
+    // Nothing is left of what is gone: each look-up was counted and taken back.
+    sh(&lab.mnt(""), "rm -r shared log");
+    eventually("all inodes are forgotten", || lab.union.inodes() <= 2);
     lab.finish();
 }
 

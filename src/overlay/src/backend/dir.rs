@@ -151,7 +151,9 @@ impl DirTree {
                     Err(errno) => return Err(errno),
                 },
             };
-            self.fds.put(&node, &fd);
+            if missing.len() < self.fds.chain() {
+                self.fds.put(&node, &fd);
+            }
         }
         Ok(Some(fd))
     }

@@ -59,6 +59,12 @@ impl FdCache {
         self.capacity.store((free / 4).clamp(LEAST, MOST), Ordering::Relaxed);
     }
 
+    /// How many fds are kept of a chain of directories that had to be opened again, counted from its end. Kept whole, a chain as long as the cache would push
+    /// everything else out; and on the way up through two layers of a deep tree each would open its whole chain again for every level.
+    pub(super) fn chain(&self) -> usize {
+        (self.capacity.load(Ordering::Relaxed) / 16).max(1)
+    }
+
     pub(super) fn get(&self, node: &DirNode) -> Option<Arc<OwnedFd>> {
         let fd = node.0.fd.lock().clone();
         if fd.is_some() {
