@@ -7,7 +7,6 @@ use rustix::fs::{FallocateFlags, OFlags, fallocate};
 
 use crate::lab::{lab, noise};
 
-const OPERATIONS: usize = 20_000;
 const SIZE: usize = 200_000;
 
 #[test]
@@ -21,10 +20,11 @@ fn direct_and_cached_descriptors_read_what_each_other_wrote() {
     };
     let files = [open(OFlags::DIRECT), open(OFlags::empty())];
     let seed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64;
+    let operations = crate::fsx::operations();
     let mut random =
-        noise(seed, OPERATIONS * 32).chunks_exact(8).map(|bytes| u64::from_le_bytes(bytes.try_into().unwrap())).collect::<Vec<_>>();
+        noise(seed, operations * 32).chunks_exact(8).map(|bytes| u64::from_le_bytes(bytes.try_into().unwrap())).collect::<Vec<_>>();
     let mut next = move |below: usize| (random.pop().unwrap() >> 8) as usize % below;
-    for number in 0..OPERATIONS {
+    for number in 0..operations {
         let (what, which) = (next(20), next(2));
         // Half of the operations are of whole sectors.
         let align = if next(2) == 0 { 512 } else { 1 };

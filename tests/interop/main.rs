@@ -5,6 +5,7 @@
 //! | `acd` | what docker said of changes in containers, said by `plyfs run` and `plyfs diff` |
 //! | `debian` | a Debian system in layers: packages, a compiler, git, python, on plyfs and on kernel overlayfs |
 //! | `host` | `plyfs try` on this machine's own `/` |
+//! | `programs` | sqlite, git, rsync, cp and tar, on a mount as in a plain directory |
 //! | `lab` | a directory for a test, with all that is mounted in it, and commands with a time limit |
 //! | `tree` | everything that a directory tree shows, compared |
 //!
@@ -15,6 +16,7 @@ mod acd;
 mod debian;
 mod host;
 mod lab;
+mod programs;
 #[path = "../common/skip.rs"]
 mod skip;
 mod tree;

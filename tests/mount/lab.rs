@@ -72,6 +72,8 @@ pub(crate) struct Lab {
     pub(crate) max_files: Option<u32>,
     /// Compares the lowers at the end with what they were. Goes by paths, so not deeper than PATH_MAX.
     pub(crate) watch: bool,
+    /// Beside the layers, for what is done without a union.
+    plain: PathBuf,
     mnt: PathBuf,
     server: Option<Server>,
     /// What the lowers held at the first mount.
@@ -95,6 +97,7 @@ impl Lab {
             path
         });
         let lowers = vec![lower];
+        let plain = root.join("plain");
         Lab {
             lowers,
             data: Vec::new(),
@@ -104,12 +107,22 @@ impl Lab {
             umask: 0o022,
             max_files: None,
             watch: true,
+            plain,
             mnt,
             server: None,
             before: None,
             others: Vec::new(),
             dir,
         }
+    }
+
+    /// Takes the layers, and the plain directory, from a directory on another filesystem.
+    pub(crate) fn live_on(&mut self, dir: &Path) {
+        let [lower, upper, work, plain] = ["lower", "upper", "work", "plain"].map(|name| dir.join(name));
+        for dir in [&lower, &upper, &work] {
+            fs::create_dir(dir).unwrap();
+        }
+        (self.lowers, self.upper, self.work, self.plain) = (vec![lower], upper, work, plain);
     }
 
     /// A path in the lab itself.
@@ -131,6 +144,11 @@ impl Lab {
         below(&self.upper, path)
     }
 
+    /// A path in a plain directory beside the layers, which is not there at first.
+    pub(crate) fn plain(&self, path: &str) -> PathBuf {
+        below(&self.plain, path)
+    }
+
     /// Writes a file of the topmost lower, with its directories.
     pub(crate) fn write_lower(&self, path: &str, content: impl AsRef<[u8]>) {
         write(&self.lower(path), content.as_ref());
@@ -146,6 +164,15 @@ impl Lab {
     pub(crate) fn tmpfs(&mut self, name: &str, options: &str) -> PathBuf {
         let path = self.mountpoint(name);
         run(Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(&path));
+        path
+    }
+
+    /// A new filesystem in a file, 512 MiB at most: the type and options of `mkfs`.
+    pub(crate) fn image(&mut self, name: &str, mkfs: &[&str]) -> PathBuf {
+        let (path, image) = (self.mountpoint(name), self.path(&format!("{name}.img")));
+        File::create(&image).unwrap().set_len(512 << 20).unwrap();
+        run(Command::new("mkfs").arg("-t").args(mkfs).arg(&image));
+        run(Command::new("mount").args(["-o", "loop,noatime"]).arg(&image).arg(&path));
         path
     }
 
@@ -348,7 +375,7 @@ fn below(base: &Path, path: &str) -> PathBuf {
     if path.is_empty() { base.to_owned() } else { base.join(path) }
 }
 
-fn write(path: &Path, content: &[u8]) {
+pub(crate) fn write(path: &Path, content: &[u8]) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::write(path, content).unwrap();
 }

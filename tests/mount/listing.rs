@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Dir, FileType};
+use rustix::fs::{Dir, FileType, RenameFlags};
 
 use crate::lab::{Lab, append, lab, sh, walk};
 
@@ -97,6 +97,42 @@ fn entries_that_stay_are_listed_once_while_others_come_and_go() {
             }
         }
     });
+    lab.unmount();
+}
+
+#[test]
+fn names_that_are_exchanged_or_replaced_are_listed_once() {
+    let mut lab = lab!();
+    for number in 0..2000 {
+        let file = format!("d/{number}");
+        if number % 2 == 0 { lab.write_upper(&file, "") } else { lab.write_lower(&file, "") }
+    }
+    lab.mount();
+    for round in 0..3 {
+        let mut dir = Dir::read_from(File::open(lab.mnt("d")).unwrap()).unwrap();
+        let mut seen: Vec<_> = (0..3).map(|_| dir.read().unwrap().unwrap().file_name().to_str().unwrap().to_owned()).collect();
+        // Those that were read, those that were not, and one of each.
+        for number in 0..1000 {
+            let names = [lab.mnt(&format!("d/{number}")), lab.mnt(&format!("d/{}", number + 1000))];
+            let rename =
+                |from: &Path, to: &Path, flags| rustix::fs::renameat_with(rustix::fs::CWD, from, rustix::fs::CWD, to, flags).unwrap();
+            match round {
+                0 => rename(&names[0], &names[1], RenameFlags::EXCHANGE),
+                1 => {
+                    fs::write(lab.mnt("new"), "").unwrap();
+                    fs::rename(lab.mnt("new"), &names[number % 2]).unwrap();
+                }
+                // The old name is that of a device.
+                _ => rename(&names[number % 2], &lab.mnt("moved"), RenameFlags::WHITEOUT),
+            }
+        }
+        seen.extend(std::iter::from_fn(|| dir.read()).map(|entry| entry.unwrap().file_name().to_str().unwrap().to_owned()));
+        seen.retain(|name| !name.starts_with('.'));
+        seen.sort();
+        let mut expected: Vec<_> = (0..2000).map(|number| number.to_string()).collect();
+        expected.sort();
+        assert!(seen == expected, "round {round}: {} of 2000", seen.len());
+    }
     lab.unmount();
 }
 

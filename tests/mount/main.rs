@@ -5,19 +5,26 @@
 //! | `data` | readers and writers of one file, mappings, unlinked and replaced files, holes |
 //! | `copy_up` | what a copy-up keeps, and what is left when it fails or is killed |
 //! | `metacopy` | metadata that changes without its data, data-only layers |
+//! | `ranges` | parts of files: allocated, zeroed, copied, mapped, looked for |
 //! | `names` | deleted and made again, renamed, linked, whited out |
 //! | `listing` | directories read while they change, numbers of inodes |
 //! | `rights` | setuid, ACLs, setgid directories, umask, xattrs: as a plain directory has them |
 //! | `flags` | immutable, append-only and other inode flags |
 //! | `uses` | locks, programs, sockets, pipes |
+//! | `watch` | watches and locks while data moves; what has no name any more |
+//! | `sync` | what is on the disk when a call returns |
+//! | `places` | layers on filesystems of several kinds: times, shared blocks, numbers, deep trees |
+//! | `crowd` | sixteen threads at once |
 //! | `life` | mounted twice, ended, layers that fail or are swapped |
 //! | `transport` | what the mount cannot carry |
+//! | `plain` | the mount beside a plain directory: what is done to one is done to the other |
 //! | `lab` | the mount of a test, and programs with a time limit |
 //!
 //! All of them need root and `/dev/fuse`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod copy_up;
+mod crowd;
 mod data;
 mod flags;
 mod lab;
@@ -25,8 +32,13 @@ mod life;
 mod listing;
 mod metacopy;
 mod names;
+mod places;
+mod plain;
+mod ranges;
 mod rights;
 #[path = "../common/skip.rs"]
 mod skip;
+mod sync;
 mod transport;
 mod uses;
+mod watch;

@@ -381,36 +381,6 @@ fn of_many_threads_that_create_a_name_exclusively_one_wins() {
 }
 
 #[test]
-fn paths_longer_than_path_max_are_copied_up_and_deleted() {
-    let mut lab = lab!("python3");
-    lab.watch = false;
-    // 600 levels of 20 bytes.
-    let descend = "
-import os
-def descend(make):
-    fd = os.open('.', os.O_RDONLY)
-    for level in range(600):
-        name = 'directory %010d' % level
-        if make: os.mkdir(name, dir_fd=fd)
-        fd, above = os.open(name, os.O_RDONLY, dir_fd=fd), fd
-        os.close(above)
-    return fd
-";
-    let at = |dir: &Path, then: &str| crate::lab::python(dir, &format!("{descend}{then}"));
-    at(&lab.lower(""), "os.write(os.open('f', os.O_CREAT | os.O_WRONLY, dir_fd=descend(True)), b'lower')");
-    lab.mount();
-    at(&lab.mnt(""), "os.write(os.open('f', os.O_APPEND | os.O_WRONLY, dir_fd=descend(False)), b'+')");
-    lab.remount();
-    let read = "print(os.read(os.open('f', os.O_RDONLY, dir_fd=descend(False)), 9).decode())";
-    assert_eq!(at(&lab.mnt(""), read), "lower+\n");
-    assert_eq!(at(&lab.lower(""), read), "lower\n");
-    sh(&lab.mnt(""), "mv directory* moved; rm -rf moved; ls");
-    lab.remount();
-    assert_eq!(names(&lab.mnt("")), [""; 0]);
-    lab.unmount();
-}
-
-#[test]
 fn names_are_any_bytes() {
     use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt;

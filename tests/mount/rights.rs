@@ -4,32 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::lab::{Lab, lab, run, set_xattr, sh, sh_as, tree};
-
-/// Prepares a plain directory, and mounts its likeness twice: as the lower directory `low` and as the upper directory `up`.
-fn prepared(lab: &mut Lab, prepare: impl Fn(&Path)) {
-    for dir in [lab.path("plain"), lab.lower("low"), lab.upper("up")] {
-        fs::create_dir_all(&dir).unwrap();
-        prepare(&dir);
-    }
-    lab.mount();
-    assert_eq!(tree(&lab.mnt("low")), tree(&lab.path("plain")));
-    assert_eq!(tree(&lab.mnt("up")), tree(&lab.path("plain")));
-}
-
-/// The plain directory and the union's two show the same, also after a remount.
-fn same(lab: &mut Lab) {
-    let plain = tree(&lab.path("plain"));
-    for _ in 0..2 {
-        for dir in ["low", "up"] {
-            let found = tree(&lab.mnt(dir));
-            let differ: Vec<_> = plain.iter().zip(&found).filter(|(plain, found)| plain != found).collect();
-            assert!(found == plain, "{dir}: plain, and here: {differ:#?}, {} and {} objects", plain.len(), found.len());
-        }
-        lab.remount();
-    }
-    lab.unmount();
-}
+use crate::lab::{lab, run, set_xattr, sh, sh_as};
+use crate::plain::{prepared, same};
 
 /// A program as somebody with these ids, groups and capabilities. Not from root's own directories.
 fn setpriv(ids: &str) -> Command {
@@ -110,7 +86,7 @@ fn setuid_setgid_and_capabilities_go_when_a_file_is_changed_as_on_a_plain_direct
              try: globals()['do_' + f.split()[0].replace('-', '_')](f); print(f, 'ok')\n    except OSError as e: print(f, e.errno)\n"
         );
         let answers = |dir: &Path| run(setpriv(ids).args(["python3", "-c", &program]).current_dir(dir));
-        let plain = answers(&lab.path("plain"));
+        let plain = answers(&lab.plain(""));
         for dir in ["low", "up"] {
             let found = answers(&lab.mnt(dir));
             let differ: Vec<_> = plain.lines().zip(found.lines()).filter(|(plain, found)| plain != found).collect();
@@ -139,12 +115,12 @@ fn default_acls_are_inherited_as_on_a_plain_directory() {
             touch $n-file 2>/dev/null || continue; mkdir $n-dir; mkdir -m 711 $n-mode; mkfifo $n-fifo; ln -s x $n-link; mkdir -p $n-dir/sub/sub
             : > $n-dir/sub/file; cp $n-file $n-copy; ln $n-file $n-hard; mv $n-fifo $n-dir; done; done"
         );
-        for dir in [lab.path("plain"), lab.mnt("low"), lab.mnt("up")] {
+        for dir in [lab.plain(""), lab.mnt("low"), lab.mnt("up")] {
             sh_as(user, &dir, &script);
         }
     }
     // ACLs are asked when files are opened.
-    for dir in [lab.path("plain"), lab.mnt("low"), lab.mnt("up")] {
+    for dir in [lab.plain(""), lab.mnt("low"), lab.mnt("up")] {
         let opened =
             |user: u32| sh_as(user, &dir, "for f in c/old a/0-022-file a/0-077-file; do (: 3<>$f) 2>/dev/null && echo $f; done; :");
         assert_eq!([1234, 1235, 1236].map(opened).map(|text| text.lines().count()), [2, 1, 0], "{}", dir.display());
@@ -164,7 +140,7 @@ fn setgid_directories_pass_on_their_group_as_on_a_plain_directory() {
             : > $n-file; mkdir $n-dir; mkdir $n-dir/sub; : > $n-dir/sub/file; mkfifo $n-fifo; ln -s x $n-link; mkdir -m 700 $n-700
             : > $n-exec; chmod 2755 $n-exec; chmod 2711 $n-dir; mkdir ${{n}}-moved; mv ${{n}}-moved $n-dir; done; done"
         );
-        for dir in [lab.path("plain"), lab.mnt("low"), lab.mnt("up")] {
+        for dir in [lab.plain(""), lab.mnt("low"), lab.mnt("up")] {
             sh_as(user, &dir, &script);
         }
     }
@@ -191,7 +167,7 @@ for mask in 0o000, 0o022, 0o027, 0o077, 0o777:
         os.symlink('x', name + 'link')
         socket.socket(socket.AF_UNIX).bind(name + 'socket')
 ";
-    for dir in [lab.path("plain"), lab.mnt("low"), lab.mnt("up")] {
+    for dir in [lab.plain(""), lab.mnt("low"), lab.mnt("up")] {
         crate::lab::python(&dir, program);
     }
     same(&mut lab);
@@ -232,7 +208,7 @@ fn who_may_not_is_refused_as_on_a_plain_directory() {
             command.args(["sh", "-c", &format!("umask 022; {script}{more}")]).current_dir(dir).env("LC_ALL", "C");
             run(command.stdin(std::process::Stdio::null()))
         };
-        let answers = [lab.path("plain"), lab.mnt("low"), lab.mnt("up")].map(|dir| run_as(&dir));
+        let answers = [lab.plain(""), lab.mnt("low"), lab.mnt("up")].map(|dir| run_as(&dir));
         for (answer, place) in [(&answers[1], "low"), (&answers[2], "up")] {
             let differ: Vec<_> = answers[0].lines().zip(answer.lines()).filter(|(plain, found)| plain != found).collect();
             assert!(
