@@ -29,6 +29,7 @@ pub(crate) struct Plan {
 
 /// A mount that is there.
 pub(crate) struct Live {
+    union: Arc<Union<DirTree>>,
     served: Served,
     _record: Option<Written>,
 }
@@ -71,13 +72,26 @@ pub(crate) fn start(plan: &Plan) -> anyhow::Result<Live> {
     if let Some(attached) = attached {
         unmount_at_signal(signals, attached, plan.mountpoint.clone())?;
     }
-    Ok(Live { served, _record: record })
+    Ok(Live { union, served, _record: record })
 }
 
 impl Live {
     /// Waits until nobody uses it any more.
     pub(crate) fn run(self) -> anyhow::Result<()> {
-        Ok(self.served.join()?)
+        self.served.join()?;
+        settle(&self.union);
+        Ok(())
+    }
+}
+
+/// After a clean end: the upper holds all names of hard links, so that it can be a lower. What fails leaves the index, by which the next mount finds them.
+pub(crate) fn settle(union: &Union<DirTree>) {
+    if union.is_read_only() {
+        return;
+    }
+    match union.settle_hard_links() {
+        Ok(settled) => tracing::debug!(linked = settled.linked, removed = settled.removed, "hard links are settled"),
+        Err(error) => tracing::warn!(%error, "hard links stay in the index: the upper is complete with its workdir only"),
     }
 }
 
@@ -100,8 +114,8 @@ fn mount_refused(at: &str, error: &mount::MountError) -> anyhow::Error {
     failure(at, error, remedy)
 }
 
-/// The descriptors of the layers' roots, in the order of [`Params::paths`]; they are open as long as the union.
-struct Roots(Vec<i32>);
+/// The descriptors of the layers' roots, in the order of [`Params::paths`]; they are open as long as the union. And that of the index of hard links.
+struct Roots(Vec<i32>, Option<i32>);
 
 fn union(params: &Params) -> anyhow::Result<(Arc<Union<DirTree>>, Roots)> {
     let lowers = marks::open(&params.lowers, &params.data, params)?;
@@ -109,7 +123,10 @@ fn union(params: &Params) -> anyhow::Result<(Arc<Union<DirTree>>, Roots)> {
         Some(place) => Some(marks::upper(upper::open(place, atime_flags(params))?, &place.upper, params)),
         None => None,
     };
-    let roots = Roots(lowers.iter().chain(&upper).filter_map(|layer| layer.tree.root_number()).collect());
+    let roots = Roots(
+        lowers.iter().chain(&upper).filter_map(|layer| layer.tree.root_number()).collect(),
+        upper.as_ref().and_then(|layer| layer.tree.index_number()),
+    );
     let behaviour = Behaviour { metacopy: params.metacopy, lenient: params.lenient, ..behaviour(params.volatile, params.live_lowers) };
     let union = make_union(LayerStack { upper, lowers }, behaviour)?;
     marks::check(&union, params)?;
@@ -129,7 +146,9 @@ fn own_ids() -> Option<(u32, u32)> {
 
 /// Merges layers.
 pub(crate) fn make_union(stack: LayerStack<DirTree>, behaviour: Behaviour) -> anyhow::Result<Arc<Union<DirTree>>> {
-    Union::new(stack, behaviour).map(Arc::new).map_err(|error| failure("layers", error, "see that their roots can be read"))
+    let union = Union::new(stack, behaviour).map_err(|error| failure("layers", error, "see that their roots can be read"))?;
+    union.clean_index().map_err(|error| failure("workdir", error, "see that its 'index' can be read and written"))?;
+    Ok(Arc::new(union))
 }
 
 /// When a read changes access times. The kernel leaves those of a FUSE filesystem to its server, which reads through the upper's mount.
@@ -193,6 +212,7 @@ fn write_record(plan: &Plan, dev: (u32, u32), roots: &Roots) -> Option<Written> 
                 _ => record.work = Some(path),
             }
         }
+        record.index = roots.1;
         record.write()
     });
     match written {

@@ -10,6 +10,7 @@ use plyfs_overlay::params::{Lowers, Params, parse_paths};
 use plyfs_overlay::{Behaviour, ChangeOptions, DirTree, LayerStack, Union, changes_of, check_overlap};
 
 use super::fail::failure;
+use super::layers::index_in;
 use super::operand::{self, Known, Type};
 use super::record::{self, Record};
 use super::{marks, mounts, output};
@@ -31,6 +32,9 @@ pub(crate) struct Args {
     /// With these lower directories, the topmost first; a '::' precedes a data-only one
     #[arg(long, value_name = "DIR[:DIR...]", requires = "upper")]
     lower: Option<OsString>,
+    /// And the work directory of the upper, which knows all names of hard links
+    #[arg(long, value_name = "DIR", requires = "upper")]
+    workdir: Option<PathBuf>,
     #[command(flatten)]
     show: Show,
 }
@@ -67,12 +71,19 @@ pub(crate) fn main(args: Args) -> anyhow::Result<ExitCode> {
             let layers: Vec<(&'static str, &Path)> =
                 lowers.all().map(|lower| ("lowerdir", lower.as_path())).chain([("upperdir", upper.as_path())]).collect();
             check_overlap(&layers)?;
-            of_layers(&format!("diff {}", upper.display()), upper, &lowers, &Params::over(lowers.merged.clone()), &args.show.options())?
+            let index = args.workdir.as_deref().map(index_of).transpose()?;
+            let params = Params::over(lowers.merged.clone());
+            of_layers(&format!("diff {}", upper.display()), (upper, index.as_deref()), &lowers, &params, &args.show.options())?
         }
         _ => return Err(failure("diff", "nothing to compare", "give a mountpoint, or --upper and --lower")),
     };
     args.show.print(&changes)?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn index_of(work: &Path) -> anyhow::Result<PathBuf> {
+    let remedy = "give the directory that was the workdir of the upper's mount";
+    index_in(work).ok_or_else(|| failure(format_args!("workdir {}", work.display()), "there is no directory 'index' in it", remedy))
 }
 
 fn of_operand(operand: &OsStr, forced: Option<Type>, options: &ChangeOptions) -> anyhow::Result<Vec<Change>> {
@@ -100,11 +111,19 @@ fn of_operand(operand: &OsStr, forced: Option<Type>, options: &ChangeOptions) ->
     let lowers = Lowers { merged: ways(&record.lowers), data: ways(&record.data) };
     let params =
         Params::parse([OsStr::from_bytes(record.options.as_bytes())]).map_err(|error| failure(&at, error, "give --upper and --lower"))?;
-    of_layers(&at, &record.way_to(upper), &lowers, &params, options)
+    let index = record.index.map(|fd| record.way_through(fd));
+    of_layers(&at, (&record.way_to(upper), index.as_deref()), &lowers, &params, options)
 }
 
-fn of_layers(at: &str, upper: &Path, lowers: &Lowers, params: &Params, options: &ChangeOptions) -> anyhow::Result<Vec<Change>> {
-    let upper = Some(marks::upper(DirTree::upper_readonly(upper)?, upper, params));
+/// `upper`: with the index of its workdir.
+fn of_layers(
+    at: &str,
+    (upper, index): (&Path, Option<&Path>),
+    lowers: &Lowers,
+    params: &Params,
+    options: &ChangeOptions,
+) -> anyhow::Result<Vec<Change>> {
+    let upper = Some(marks::upper(DirTree::upper_readonly(upper, index)?, upper, params));
     let lowers = marks::open(&lowers.merged, &lowers.data, params)?;
     let behaviour = Behaviour { lenient: params.lenient, ..Behaviour::default() };
     Union::new(LayerStack { upper, lowers }, behaviour).and_then(|union| union.changes(options)).map_err(|error| unreadable(at, error))

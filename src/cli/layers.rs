@@ -21,6 +21,11 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
+    /// Where the workdir keeps the index of hard links, if it is there.
+    pub(crate) fn index(&self) -> Option<PathBuf> {
+        index_in(&self.work)
+    }
+
     /// `upper` and `work` in a directory.
     pub(crate) fn within(dir: &Path) -> Self {
         Self { upper: dir.join("upper"), work: dir.join("work") }
@@ -33,6 +38,12 @@ impl Pair {
         look_alike(&self.upper, like)
             .map_err(|errno| failed(&self.upper, format_args!("cannot give it the owner and mode of the directory below: {errno}")))
     }
+}
+
+/// The index of hard links in a workdir, if there is one.
+pub(crate) fn index_in(work: &Path) -> Option<PathBuf> {
+    let index = work.join("index");
+    index.is_dir().then_some(index)
 }
 
 /// Makes a directory and those above it, for root alone.

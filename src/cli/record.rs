@@ -51,6 +51,9 @@ pub(crate) struct Record {
     pub(crate) upper: Option<Layer>,
     /// `None` for a read-only union.
     pub(crate) work: Option<Text>,
+    /// The server's descriptor of the index of hard links in the workdir.
+    #[serde(default)]
+    pub(crate) index: Option<i32>,
 }
 
 /// Removes the record when dropped.
@@ -102,7 +105,8 @@ impl Record {
         let pid = std::process::id();
         let started = started(pid).ok_or_else(|| io::Error::from(ErrorKind::NotFound))?;
         let mountpoint = Text::from(mountpoint);
-        Ok(Self { version: VERSION, dev, pid, started, mountpoint, options, lowers: Vec::new(), data: Vec::new(), upper: None, work: None })
+        let (lowers, data) = (Vec::new(), Vec::new());
+        Ok(Self { version: VERSION, dev, pid, started, mountpoint, options, lowers, data, upper: None, work: None, index: None })
     }
 
     /// Writes it, at once or not at all.
@@ -162,7 +166,12 @@ impl Record {
 
     /// The path that leads to a layer through the server's descriptor.
     pub(crate) fn way_to(&self, layer: &Layer) -> PathBuf {
-        PathBuf::from(format!("/proc/{}/fd/{}", self.pid, layer.fd))
+        self.way_through(layer.fd)
+    }
+
+    /// The path that leads through one of the server's descriptors.
+    pub(crate) fn way_through(&self, fd: i32) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/fd/{fd}", self.pid))
     }
 }
 

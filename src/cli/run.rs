@@ -88,7 +88,6 @@ pub(crate) fn main(args: Args, root: Option<PathBuf>) -> anyhow::Result<ExitCode
     let union = daemon::make_union(stack(&lowers, upper)?, behaviour)?;
     let options = FuseOptions { dev: false, ..daemon::shared_fuse_options() };
     let served = daemon::serve(&union, &options, ServeOptions::default(), "run")?;
-    drop(union);
     let mount = served.take_mount().ok_or_else(|| failure("run", "the mount was lost", "run it once more"))?;
 
     let command = if args.command.is_empty() { vec![OsString::from("/bin/sh")] } else { args.command };
@@ -104,14 +103,19 @@ pub(crate) fn main(args: Args, root: Option<PathBuf>) -> anyhow::Result<ExitCode
     let status = running.wait()?;
     drop(running);
     served.join()?;
+    if place.scratch.is_none() {
+        daemon::settle(&union);
+    }
+    drop(union);
     if args.diff {
-        output::changes(&changes(&lowers, &place.pair.upper)?, false)?;
+        output::changes(&changes(&lowers, &place.pair)?, false)?;
     }
     Ok(ExitCode::from(status.code()))
 }
 
-fn changes(lowers: &Lowers, upper: &Path) -> anyhow::Result<Vec<Change>> {
-    diff::compare("run --diff", stack(lowers, DirTree::upper_readonly(upper)?)?, &ChangeOptions::default())
+fn changes(lowers: &Lowers, pair: &Pair) -> anyhow::Result<Vec<Change>> {
+    let upper = DirTree::upper_readonly(&pair.upper, pair.index().as_deref())?;
+    diff::compare("run --diff", stack(lowers, upper)?, &ChangeOptions::default())
 }
 
 fn stack(lowers: &Lowers, upper: DirTree) -> anyhow::Result<LayerStack<DirTree>> {

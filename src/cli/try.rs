@@ -119,10 +119,10 @@ fn run(args: &Args, store: &Store) -> anyhow::Result<ExitCode> {
     // From here on an interrupted plyfs leaves a kept try.
     meta.exit = Some(code);
     held.describe(&meta)?;
-    let changes = view.finish(&held, &ChangeOptions::default()).inspect_err(|_| kept(&held.name))?;
+    let (changes, ended) = view.finish(&held, &ChangeOptions::default()).inspect_err(|_| kept(&held.name))?;
     // Where they cannot be printed they are kept or discarded all the same.
     let printed = output::changes(&changes, false);
-    decide(args, held, &changes)?;
+    decide(args, held, &changes, ended)?;
     printed?;
     Ok(ExitCode::from(code))
 }
@@ -171,7 +171,7 @@ fn execute(args: &Args, store: &Store, prepared: view::Prepared, held: &Held) ->
     Ok((status.code(), view))
 }
 
-fn decide(args: &Args, mut held: Held, changes: &[Change]) -> anyhow::Result<()> {
+fn decide(args: &Args, mut held: Held, changes: &[Change], ended: view::Ended) -> anyhow::Result<()> {
     let fate = if args.discard {
         Fate::Discard
     } else if args.keep.is_some() {
@@ -193,6 +193,7 @@ fn decide(args: &Args, mut held: Held, changes: &[Change]) -> anyhow::Result<()>
             }
         }
     }
+    ended.settle();
     held.sync()?;
     kept(&held.name);
     Ok(())

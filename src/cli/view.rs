@@ -6,10 +6,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use plyfs_format::{Change, ChangeKind};
 use plyfs_fuse::{ServeOptions, Served};
-use plyfs_overlay::{ChangeOptions, DirTree};
+use plyfs_overlay::{ChangeOptions, DirTree, Union};
 use plyfs_runtime::hostview::{self, Action, Planned, Reason};
 use plyfs_runtime::{BindSource, FdIndex, HostPath, InnerPath, MountSpec, sockets};
 use plyfs_sys::mount::{self, FuseOptions, MountInfo};
@@ -41,6 +42,7 @@ struct Part {
 pub(crate) struct Running {
     parts: Vec<Part>,
     served: Vec<Served>,
+    unions: Vec<Arc<Union<DirTree>>>,
     /// The detached mounts; the first is the root.
     pub(crate) fds: Vec<OwnedFd>,
     /// What is mounted in the root, in this order.
@@ -155,14 +157,15 @@ impl Prepared {
 
     /// Serves a union for each.
     pub(crate) fn serve(self, held: &Held) -> anyhow::Result<Running> {
-        let mut running = Running { parts: Vec::new(), served: Vec::new(), fds: Vec::new(), mounts: Vec::new() };
+        let mut running = Running { parts: Vec::new(), served: Vec::new(), unions: Vec::new(), fds: Vec::new(), mounts: Vec::new() };
         let mut indices = BTreeMap::new();
         for part in self.parts {
-            let served = part.serve(held)?;
+            let (union, served) = part.serve(held)?;
             let mount = served.take_mount().ok_or_else(|| failure("try", "a mount was lost", "try once more"))?;
             indices.insert(part.filesystem.mountpoint.as_bytes().to_vec(), FdIndex(running.fds.len()));
             running.fds.push(mount);
             running.served.push(served);
+            running.unions.push(union);
             running.parts.push(part);
         }
         for entry in &self.view.planned {
@@ -180,7 +183,7 @@ impl Prepared {
 }
 
 impl Part {
-    fn serve(&self, held: &Held) -> anyhow::Result<Served> {
+    fn serve(&self, held: &Held) -> anyhow::Result<(Arc<Union<DirTree>>, Served)> {
         let pair = Pair::within(&held.layer(self.filesystem.number));
         pair.make(self.lower.as_fd())?;
         let upper = DirTree::upper(&pair.upper, &pair.work)?;
@@ -193,13 +196,14 @@ impl Part {
         // There may be many beside the root, and each has threads of its own.
         let few = ServeOptions { threads: 2, long_threads: 8, ..ServeOptions::live() };
         let serve = if self.filesystem.number == 0 { ServeOptions::live() } else { few };
-        daemon::serve(&union, &options, serve, "try")
+        let served = daemon::serve(&union, &options, serve, "try")?;
+        Ok((union, served))
     }
 }
 
 impl Running {
-    /// Waits until nobody uses the unions any more, and compares.
-    pub(crate) fn finish(self, held: &Held, options: &ChangeOptions) -> anyhow::Result<Vec<Change>> {
+    /// Waits until nobody uses the unions any more, and compares. Also returns what is to be settled if they are kept.
+    pub(crate) fn finish(self, held: &Held, options: &ChangeOptions) -> anyhow::Result<(Vec<Change>, Ended)> {
         drop((self.fds, self.mounts));
         for served in self.served {
             served.join()?;
@@ -208,7 +212,7 @@ impl Running {
         for part in self.parts {
             all.add(part.filesystem.mountpoint.as_bytes(), part_changes(held, &part.filesystem, part.lower, options)?);
         }
-        Ok(all.into_changes())
+        Ok((all.into_changes(), Ended(self.unions)))
     }
 
     /// Gives it up: nothing runs in it.
@@ -222,9 +226,19 @@ impl Running {
     }
 }
 
+/// Unions that nobody uses any more.
+pub(crate) struct Ended(Vec<Arc<Union<DirTree>>>);
+
+impl Ended {
+    /// They are kept: their uppers hold all names of hard links from here on.
+    pub(crate) fn settle(self) {
+        self.0.iter().for_each(|union| daemon::settle(union));
+    }
+}
+
 fn part_changes(held: &Held, filesystem: &Filesystem, lower: OwnedFd, options: &ChangeOptions) -> anyhow::Result<Vec<Change>> {
     let pair = Pair::within(&held.layer(filesystem.number));
-    let upper = DirTree::upper_readonly(&pair.upper)?;
+    let upper = DirTree::upper_readonly(&pair.upper, pair.index().as_deref())?;
     diff::compare(&format!("try {}", held.name), layers::stack(upper, &[lower])?, options)
 }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::process::{Command, Stdio};
 
-use crate::lab::{Lab, PLYFS, finish, name, need_mounts};
+use crate::lab::{Lab, PLYFS, finish, name, need_mounts, server, until};
 
 /// Changes of every kind, in a mount.
 fn change(lab: &Lab) {
@@ -106,4 +106,57 @@ fn a_read_only_union_has_no_changes() {
     let _mounted = lab.mount(&format!("lowerdir={}", lab.text("a")));
     assert_eq!(lab.plyfs(&["diff", "m"]).ok().text(), "");
     assert_eq!(finish(lab.command(PLYFS).args(["diff", "--json"]).arg(lab.path("m"))).ok().text(), "[]\n");
+}
+
+/// A server that is killed settles nothing.
+fn kill_server(lab: &Lab) {
+    let pid = i32::try_from(server(&lab.path("m"))).unwrap();
+    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL).unwrap();
+    until("the server ends", || fs::read_dir(lab.path("m")).is_err());
+    rustix::mount::unmount(lab.path("m"), rustix::mount::UnmountFlags::DETACH).unwrap();
+}
+
+#[test]
+fn all_names_of_a_changed_hard_link_are_told() {
+    need_mounts!();
+    let lab = Lab::layers();
+    for name in ["b/d/low2", "b/low3"] {
+        fs::hard_link(lab.path("b/low"), lab.path(name)).unwrap();
+    }
+    // One that is not below any of the upper's directories, and a renamed one.
+    fs::create_dir_all(lab.path("b/e/f")).unwrap();
+    fs::hard_link(lab.path("b/low"), lab.path("b/e/f/low4")).unwrap();
+    fs::create_dir(lab.path("b/from")).unwrap();
+    fs::hard_link(lab.path("b/low"), lab.path("b/from/low5")).unwrap();
+    let args = ["diff", "--upper", "u", "--lower", "a:b"];
+    let with = [&args[..], &["--workdir", "w"]].concat();
+    let same = |lab: &Lab, args: &[&str], lines: &str| assert_eq!(lab.plyfs(args).ok().text(), lines, "{args:?}");
+
+    let mounted = lab.mount(&lab.options());
+    fs::write(lab.path("m/low"), "changed").unwrap();
+    fs::rename(lab.path("m/from"), lab.path("m/to")).unwrap();
+    let lines = "C /d\nC /d/low2\nC /e\nC /e/f\nC /e/f/low4\nD /from\nC /low\nC /low3\nA /to\nA /to/low5\n";
+    same(&lab, &["diff", "m"], lines);
+    kill_server(&lab);
+    drop(mounted);
+    // The name that is in the upper tells of the others.
+    same(&lab, &args, lines);
+    same(&lab, &with, lines);
+
+    let mounted = lab.mount(&lab.options());
+    fs::remove_file(lab.path("m/low")).unwrap();
+    let lines = "C /d\nC /d/low2\nC /e\nC /e/f\nC /e/f/low4\nD /from\nD /low\nC /low3\nA /to\nA /to/low5\n";
+    same(&lab, &["diff", "m"], lines);
+    kill_server(&lab);
+    drop(mounted);
+    // No name is there any more: only the work directory knows.
+    same(&lab, &args, "D /from\nD /low\nA /to\nA /to/low5\n");
+    same(&lab, &with, lines);
+
+    // A clean end leaves all names in the upper.
+    drop(lab.mount(&lab.options()));
+    until("the server has ended", || lab.path("u/e/f/low4").exists());
+    until("it lets go of the upper", || fs::File::open(lab.path("u")).unwrap().try_lock().is_ok());
+    same(&lab, &args, lines);
+    lab.plyfs(&["diff", "--upper", "u", "--lower", "a:b", "--workdir", "a"]).refused(1, "workdir a: ", &["index", "give the directory"]);
 }

@@ -207,9 +207,10 @@ pub(crate) struct Case {
 }
 
 impl Case {
-    /// Whether some layer holds hard links.
+    /// Whether some layer holds hard links, or may be made of one that has come to them.
     pub(crate) fn has_hard_links(&self) -> bool {
-        self.lowers.iter().any(|layer| layer.entries.values().any(|entry| matches!(entry.what, What::Hard(_))))
+        let restacked = self.ops.contains(&Op::Restack) && self.ops.iter().any(|op| matches!(op, Op::Link { .. }));
+        restacked || self.lowers.iter().any(|layer| layer.entries.values().any(|entry| matches!(entry.what, What::Hard(_))))
     }
 }
 

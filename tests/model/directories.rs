@@ -94,7 +94,16 @@ impl Layers {
         let lowers = self.lowers.iter().zip(dialects).map(|(dir, dialect)| Layer::new(DirTree::lower(dir).unwrap(), dialect)).collect();
         let own_ids = self.in_place.then_some((0, 0));
         let behaviour = Behaviour { volatile: true, own_ids, metacopy: self.metacopy, ..Behaviour::default() };
-        Union::new(LayerStack { upper: Some(Layer::trusted(upper)), lowers }, behaviour).unwrap()
+        let union = Union::new(LayerStack { upper: Some(Layer::trusted(upper)), lowers }, behaviour).unwrap();
+        union.clean_index().unwrap();
+        union
+    }
+
+    /// After a clean end.
+    fn check_settled(&self) -> Result<(), String> {
+        let entries = std::fs::read_dir(self.work().join("index")).unwrap().map(|entry| entry.unwrap());
+        let left: Vec<_> = entries.filter(|entry| entry.metadata().unwrap().nlink() == 1).map(|entry| entry.file_name()).collect();
+        if left.is_empty() { Ok(()) } else { Err(format!("the index holds {left:?}, which have no names")) }
     }
 
     /// `work` is empty, and no lower layer was written.
@@ -316,16 +325,23 @@ pub(crate) fn run(case: &Case, with: With) -> Result<(), String> {
     layers.lock().unwrap().check()?;
     drop(kernel);
 
-    // The kernel shows what the union left, and the union what the kernel left.
-    if with.handover && !case.lowers.is_empty() && !divergences::shows_escaped_devices(case) {
+    // The kernel shows what the union left, as one that is killed and as one that ends, and the union what the kernel left.
+    let handover = |what: &str| {
+        if !with.handover || case.lowers.is_empty() || divergences::shows_escaped_devices(case) {
+            return Ok(());
+        }
         let left = layers.lock().unwrap();
         let mount = KernelMount::new(&left, index);
         let mut shown = Plain::new("kernel overlayfs on what the union left", &mount.0, None);
         let checked = Watched::new(&mut shown, &case.lowers).check(&reference);
         drop(shown);
         drop(mount);
-        checked?;
-    }
+        checked.map_err(|e| format!("{what}: {e}"))
+    };
+    handover("killed")?;
+    system(&layers, case.keep).settle()?;
+    layers.lock().unwrap().check_settled()?;
+    handover("settled")?;
     for (name, layers) in
         [("what it left itself", Some(&layers)), ("what the kernel left", kernel_layers.as_ref().filter(|_| kernel_is_with_us))]
     {

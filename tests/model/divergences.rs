@@ -1,22 +1,10 @@
 //! Where filesystems are allowed to differ, each by name and with its reason. Every other difference is a bug.
 
-use std::collections::BTreeMap;
-
-use plyfs_format::ChangeKind;
 use plyfs_sys::Errno;
 
 use crate::case::{Case, LayerSpec, Move, Op, What};
 use crate::reference::{Outcome, Reference};
-use crate::view::View;
-
-type Changes = BTreeMap<Vec<u8>, ChangeKind>;
-
-/// `Union::changes` and the names of a lower hard link: a write through one name changes what all of them show, but the upper, which selects the candidates,
-/// holds only the names that were used. The others, and directories for their sake, may be missing as `C`; nothing else may be.
-pub(crate) fn unused_names_of_lower_hard_links(want: &Changes, got: &Changes) -> bool {
-    got.iter().all(|(path, kind)| want.get(path) == Some(kind))
-        && want.iter().all(|(path, kind)| got.contains_key(path) || *kind == ChangeKind::Changed)
-}
+use crate::view::{Object, View};
 
 /// Kernel overlayfs lists a whiteout that hides nothing: a directory that does not merge is read as it is. A look-up says that nothing is there.
 pub(crate) fn lists_stray_whiteouts(system: &str) -> bool {
@@ -103,9 +91,18 @@ pub(crate) fn copies_up_what_was_removed(system: &str, op: &Op, reference: &Refe
 
 /// A removed file that cannot be removed from `work` afterwards is litter there until the next mount, and counts as a link.
 pub(crate) fn litter_counts_as_a_link(want: &mut View) {
-    for object in want.tree.values_mut().chain(want.slots.iter_mut().flatten()) {
-        object.nlink = None;
-    }
+    want.tree.values_mut().chain(want.slots.iter_mut().flatten()).for_each(uncounted_where_a_copy_failed);
+}
+
+/// A name of a lower hard link goes even where the copy that counts the others cannot be made; their number is right until the inode is forgotten.
+pub(crate) fn uncounted_where_a_copy_failed(object: &mut Object) {
+    object.nlink = None;
+}
+
+/// An upper of kernel overlayfs needs its index: where a hard link is in it, what it becomes as a lower shows the lower's content under the names that were not used, and
+/// one link too many. plyfs settles them when it is unmounted.
+pub(crate) fn stacks_no_index(system: &str, op: &Op, reference: &Reference) -> bool {
+    system.starts_with("kernel") && *op == Op::Restack && (reference.has_hard_links() || reference.had_hard_links())
 }
 
 fn no_zero_links(want: &mut View) {

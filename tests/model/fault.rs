@@ -15,7 +15,7 @@ use crate::case::{Case, Op};
 use crate::divergences;
 use crate::generate::{Random, pool};
 use crate::memory::Layers;
-use crate::reference::Reference;
+use crate::reference::{Reference, Reply};
 use crate::run::same_outcome;
 use crate::system::System as _;
 use crate::union::UnionSystem;
@@ -165,7 +165,10 @@ pub(crate) fn run_with(case: &Case, fixed: Option<i64>) -> std::result::Result<(
         let calls = fixed.unwrap_or_else(|| i64::try_from(Random::new(text).below(40)).unwrap());
         let said = |e: String| format!("step {} ({op}), of which call {calls} fails: {e}", step + 1);
         let mut after = reference.clone();
-        let want = after.apply(op);
+        let mut want = after.apply(op);
+        if let Ok(Reply::Object(object)) = &mut want {
+            divergences::uncounted_where_a_copy_failed(object);
+        }
         fuse.arm(calls);
         let got = union.apply(op);
         let failed = fuse.disarm();

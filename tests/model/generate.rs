@@ -299,11 +299,7 @@ pub(crate) fn case(seed: u64, options: Options) -> Case {
     for _ in 0..1 + random.below(options.ops) {
         let there = reference.paths();
         let held = std::array::from_fn(|slot| reference.held(slot));
-        let mut op = Chooser { random: &mut random, there, held }.op(options);
-        // What the index of hard links holds is in no layer; a layer with such names cannot be stacked yet.
-        if op == Op::Restack && (case.has_hard_links() || reference.has_hard_links()) {
-            op = Op::Remount;
-        }
+        let op = Chooser { random: &mut random, there, held }.op(options);
         // Truncation writes data too large to look at.
         reference.apply(&op).ok();
         case.ops.push(op);

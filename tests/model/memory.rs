@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use plyfs_format::Dialect;
 use plyfs_overlay::backend::Tree;
-use plyfs_overlay::{Behaviour, Layer, LayerStack, MemFs, MemTree, Union};
+use plyfs_overlay::{Behaviour, Layer, LayerStack, MemFs, MemTree, Name as Checked, Union};
 use plyfs_sys::at::{SetTime, XattrMode};
 
 use crate::build::{dialect_of, digest_mem, in_memory, in_memory_as};
@@ -59,7 +59,18 @@ impl Layers {
         let dialects = self.dialects.iter().copied().chain(std::iter::repeat(Dialect::Trusted));
         let lowers = self.lowers.iter().zip(dialects).map(|(tree, dialect)| Layer::new(tree.clone(), dialect)).collect();
         let behaviour = Behaviour { own_ids: self.in_place.then_some((0, 0)), metacopy: self.metacopy, ..Behaviour::default() };
-        Union::new(LayerStack { upper, lowers }, behaviour).unwrap()
+        let union = Union::new(LayerStack { upper, lowers }, behaviour).unwrap();
+        union.clean_index().unwrap();
+        union
+    }
+
+    /// After a clean end.
+    fn check_settled(&self) -> Result<(), String> {
+        use plyfs_overlay::backend::UpperTree as _;
+        let index = self.upper.index().unwrap();
+        let mut left = self.upper.read_dir(&index).unwrap();
+        left.retain(|entry| self.upper.lookup(&index, &Checked::new(&entry.name).unwrap()).unwrap().unwrap().1.nlink == 1);
+        if left.is_empty() { Ok(()) } else { Err(format!("the index holds {left:?}, which have no names")) }
     }
 
     /// `work` is empty, and no lower layer was written.
@@ -158,8 +169,14 @@ pub(crate) fn run_with(case: &Case, extra: Extra) -> Result<(), String> {
     watched.step(&Op::Remount, &Ok(crate::reference::Reply::Done), &reference).map_err(|e| format!("mounted again: {e}"))?;
     drop(watched);
     check_changes(&union, &before, &reference)?;
-    union.unmount()?;
+    union.settle()?;
     drop(union);
+    layers.lock().unwrap().check_settled()?;
+    let mut settled = system(&layers, case.keep);
+    Watched::new(&mut settled, &case.lowers).check(&reference).map_err(|e| format!("settled: {e}"))?;
+    check_changes(&settled, &before, &reference).map_err(|e| format!("settled: {e}"))?;
+    settled.unmount()?;
+    drop(settled);
     let finished = layers.lock().unwrap();
     finished.check()?;
     if case.lowers.is_empty() {

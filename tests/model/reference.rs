@@ -3,7 +3,7 @@
 //! It knows neither layers nor copy-up: [`Reference::of`] merges the layers once, name by name, and from then on it is one plain filesystem. The order of
 //! errors is that of Linux's path walk and `vfs_*` functions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use plyfs_sys::Errno;
 use plyfs_sys::stat::Kind;
@@ -49,8 +49,12 @@ pub(crate) struct Node {
     /// Of a directory; stays when it is removed.
     parent: Id,
     removed: bool,
-    /// It has, or had, several names in one layer: its link count is not compared.
-    hard_in_lower: bool,
+    /// Names that it has in its layer and that other layers hide: they count.
+    hidden: u32,
+    /// It has several names in a layer.
+    linked_below: bool,
+    /// Its count is not compared: nobody says whether hidden names count still, or an index of a former upper counts.
+    uncounted: bool,
 }
 
 impl Node {
@@ -68,7 +72,9 @@ impl Node {
             nlink: 0,
             parent,
             removed: false,
-            hard_in_lower: false,
+            hidden: 0,
+            linked_below: false,
+            uncounted: false,
         }
     }
 }
@@ -87,6 +93,7 @@ pub(crate) struct Reference {
     /// Identities are told apart over a restack, where they may change.
     epoch: u64,
     clock: u64,
+    hard: bool,
 }
 
 /// One directory of a layer.
@@ -95,10 +102,11 @@ type DirIn<'a> = (usize, &'a LayerSpec, Vec<Name>);
 impl Reference {
     /// The merged view of layers, topmost first, above which an empty upper is.
     pub(crate) fn of(lowers: &[LayerSpec]) -> Self {
-        let mut this = Self { nodes: vec![Node::new(Kind::Dir, 0o755, ROOT)], slots: Default::default(), epoch: 0, clock: 0 };
+        let mut this = Self { nodes: vec![Node::new(Kind::Dir, 0o755, ROOT)], slots: Default::default(), epoch: 0, clock: 0, hard: false };
         let mut hard: BTreeMap<(usize, Vec<Name>), Id> = BTreeMap::new();
         let roots: Vec<DirIn<'_>> = lowers.iter().enumerate().map(|(index, layer)| (index, layer, Vec::new())).collect();
         this.merge(ROOT, &roots, &mut hard);
+        this.hard = this.nodes.iter().any(|node| node.kind != Kind::Dir && node.nlink + node.hidden > 1);
         this
     }
 
@@ -146,7 +154,9 @@ impl Reference {
                         if let What::File(data) | What::Symlink(data) = &entry.what {
                             node.data.clone_from(data);
                         }
-                        node.hard_in_lower = layer.entries.values().any(|other| matches!(&other.what, What::Hard(of) if *of == first));
+                        let further = layer.entries.values().filter(|other| matches!(&other.what, What::Hard(of) if *of == first)).count();
+                        node.hidden = if kind == Kind::Dir { 0 } else { 1 + u32::try_from(further).unwrap() };
+                        node.linked_below = further > 0;
                         self.nodes.push(node);
                         hard.insert((*index, first), self.nodes.len() - 1);
                         self.nodes.len() - 1
@@ -155,6 +165,7 @@ impl Reference {
                 if found.is_none() {
                     self.nodes[into].entries.insert(name.clone(), id);
                     self.nodes[id].nlink += 1;
+                    self.nodes[id].hidden = self.nodes[id].hidden.saturating_sub(1);
                 }
                 found = Some(id);
                 if kind != Kind::Dir {
@@ -199,9 +210,28 @@ impl Reference {
         self.slots[slot].map(|(id, _)| self.nodes[id].kind)
     }
 
+    /// The numbers of objects that have names which no directory shows.
+    pub(crate) fn with_hidden_names(&self) -> HashSet<u64> {
+        (0..self.nodes.len()).filter(|&id| self.nodes[id].hidden > 0).map(|id| self.number(id)).collect()
+    }
+
+    /// A clean end: names that layers hide may not count from here on.
+    pub(crate) fn settle(&mut self) {
+        self.nodes.iter_mut().for_each(|node| node.uncounted |= node.hidden > 0);
+    }
+
+    fn number(&self, id: Id) -> u64 {
+        id as u64 | self.epoch << 32
+    }
+
     /// Whether some object has several names: its links are lower hard links after a restack.
     pub(crate) fn has_hard_links(&self) -> bool {
-        self.nodes.iter().any(|node| node.kind != Kind::Dir && node.nlink > 1)
+        self.nodes.iter().any(|node| node.kind != Kind::Dir && node.nlink + node.hidden > 1)
+    }
+
+    /// Whether some object had several names at first.
+    pub(crate) fn had_hard_links(&self) -> bool {
+        self.hard
     }
 
     fn slot(&self, slot: usize) -> Result<(Id, Mode), Errno> {
@@ -504,12 +534,16 @@ impl Reference {
                 return Ok(Reply::Object(Box::new(self.object(id))));
             }
             Op::Forget => {}
-            Op::Remount => self.slots = Default::default(),
+            Op::Remount => {
+                self.slots = Default::default();
+                self.settle();
+            }
             Op::Restack => {
                 self.slots = Default::default();
                 self.epoch += 1;
-                for node in &mut self.nodes {
-                    node.hard_in_lower |= node.kind != Kind::Dir && node.nlink > 1;
+                for node in self.nodes.iter_mut().filter(|node| node.kind != Kind::Dir) {
+                    node.uncounted |= node.linked_below;
+                    node.linked_below |= node.nlink > 1;
                 }
             }
         }
@@ -567,7 +601,7 @@ impl Reference {
 
     fn object(&self, id: Id) -> Object {
         let node = &self.nodes[id];
-        let nlink = (node.kind != Kind::Dir && !node.hard_in_lower).then_some(node.nlink);
+        let nlink = (node.kind != Kind::Dir && !node.uncounted).then_some(node.nlink + node.hidden);
         Object {
             kind: node.kind,
             mode: node.mode,
@@ -580,7 +614,7 @@ impl Reference {
             data: node.data.clone(),
             xattrs: node.xattrs.clone(),
             names: None,
-            id: id as u64 | self.epoch << 32,
+            id: self.number(id),
         }
     }
 

@@ -39,6 +39,8 @@ pub(crate) struct UnionSystem<T: UpperTree> {
     /// Look-ups not forgotten yet.
     lookups: HashMap<Ino, u64>,
     keep: bool,
+    /// How often it was mounted again.
+    mounts: u64,
 }
 
 fn no(error: plyfs_overlay::Error) -> Errno {
@@ -71,7 +73,7 @@ fn attributes(attr: &Attr) -> Object {
 impl<T: UpperTree> UnionSystem<T> {
     pub(crate) fn new(name: &'static str, keep: bool, mut mount: Mount<T>) -> Self {
         let union = Some(mount(Again::Remount));
-        Self { name, union, mount, slots: Default::default(), lookups: HashMap::new(), keep }
+        Self { name, union, mount, slots: Default::default(), lookups: HashMap::new(), keep, mounts: 0 }
     }
 
     pub(crate) fn union(&self) -> &Union<T> {
@@ -177,6 +179,16 @@ impl<T: UpperTree> UnionSystem<T> {
             1 => Ok(()),
             left => Err(format!("{} inodes are left after everything was forgotten", left - 1)),
         }
+    }
+
+    /// Ends the union as a server does at a clean end: the upper needs no index then.
+    pub(crate) fn settle(&mut self) -> Result<(), String> {
+        self.forget_all();
+        let union = self.union.as_ref().unwrap();
+        if !union.is_read_only() {
+            union.settle_hard_links().map_err(|error| format!("settle: {error}"))?;
+        }
+        self.unmount()
     }
 
     fn open_and(&mut self, at: &Path, act: impl FnOnce(&Union<T>, HandleId, u64) -> Result<(), plyfs_overlay::Error>) -> Result<(), Errno> {
@@ -294,8 +306,7 @@ impl<T: UpperTree> UnionSystem<T> {
                 let attr = self.find(from)?;
                 let (dir, name) = self.parent(to)?;
                 // The kernel looks the new name up before it asks whether the object may be linked.
-                let may_not = attr.stat.kind == Kind::Dir || attr.stat.nlink == 0;
-                if may_not && self.union().lookup(dir, &name).map_err(no)?.inspect(|attr| self.know(attr)).is_some() {
+                if self.union().lookup(dir, &name).map_err(no)?.inspect(|attr| self.know(attr)).is_some() {
                     return Err(Errno::EXIST);
                 }
                 let attr = self.union().link(attr.node, dir, &name).map_err(no)?;
@@ -371,7 +382,9 @@ impl<T: UpperTree> UnionSystem<T> {
             }
             Op::Forget => self.forget(),
             Op::Remount | Op::Restack => {
-                self.unmount().unwrap();
+                // Every second time as one that is killed.
+                self.mounts += 1;
+                if *op == Op::Restack || self.mounts.is_multiple_of(2) { self.settle() } else { self.unmount() }.unwrap();
                 let again = if *op == Op::Remount { Again::Remount } else { Again::Restack };
                 self.union = Some((self.mount)(again));
             }

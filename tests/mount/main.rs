@@ -7,6 +7,7 @@
 //! | `metacopy` | metadata that changes without its data, data-only layers |
 //! | `ranges` | parts of files: allocated, zeroed, copied, mapped, looked for |
 //! | `names` | deleted and made again, renamed, linked, whited out |
+//! | `links` | hard links of lower files: counted, linked, removed, stacked, over kills and several layers |
 //! | `listing` | directories read while they change, numbers of inodes |
 //! | `rights` | setuid, ACLs, setgid directories, umask, xattrs: as a plain directory has them |
 //! | `flags` | immutable, append-only and other inode flags |
@@ -29,6 +30,7 @@ mod data;
 mod flags;
 mod lab;
 mod life;
+mod links;
 mod listing;
 mod metacopy;
 mod names;

@@ -2,18 +2,23 @@
 //!
 //! The upper selects the candidates, so that the cost is in the changes. Where a directory is opaque or redirected, both views of it are compared
 //! name by name: the merged one, and the one that the lowers alone would show under the same path.
+//!
+//! One thing the upper does not select: further names of a hard-linked lower file whose copy is in the index, of which the upper tree holds other names or none.
+//! Only if there may be such names, all directories are read until they are found.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use plyfs_format::{Change, ChangeKind};
 use plyfs_sys::stat::{Kind, Stat, Time};
 
-use crate::backend::{Tree, UpperTree};
+use crate::backend::{ObjectId, Tree, UpperTree};
 use crate::data::Far;
 use crate::error::{Attempt, Result};
 use crate::layer::{Layer, LayerStack, LowerObject};
+use crate::links::Indexed;
 use crate::name::Name;
+use crate::readdir::{MergedName, Source};
 use crate::resolve::Resolved;
 use crate::union::{Behaviour, Union};
 use crate::xattr::CAPABILITY;
@@ -56,13 +61,32 @@ struct Seen<'a, T: Tree> {
     lowers: Vec<LowerObject<T>>,
     far: Option<Box<Far<T>>>,
     redirected: bool,
+    /// The upper object shows, and the upper directory does not hold it here: a hard link that only the index knows of.
+    alias: bool,
 }
 
-struct Walk {
+struct Walk<T: UpperTree> {
     found: BTreeMap<Vec<u8>, ChangeKind>,
+    aliases: Aliases<T>,
 }
 
-impl Walk {
+/// The names of hard-linked lower files that show an upper object and are not in the upper tree.
+struct Aliases<T: UpperTree> {
+    /// The upper objects, by the lower one.
+    objects: HashMap<ObjectId, Indexed<T>>,
+    /// Some lower objects are not known: every name may be one.
+    all: bool,
+    /// How many names are to be found. Never reached where layers hide some.
+    left: i64,
+}
+
+impl<T: UpperTree> Aliases<T> {
+    fn is_wanted(&self, entry: &MergedName) -> bool {
+        self.left > 0 && (entry.kind == Kind::Dir || self.all || self.objects.contains_key(&entry.id))
+    }
+}
+
+impl<T: UpperTree> Walk<T> {
     /// Notes a change, and that every directory above it is changed (`/` is never listed).
     fn note(&mut self, path: &[u8], kind: ChangeKind) {
         self.found.insert(path.to_vec(), kind);
@@ -83,7 +107,7 @@ impl<T: UpperTree> Union<T> {
     ///
     /// Errors: those of the layers. Without an upper layer nothing changed.
     pub fn changes(&self, options: &ChangeOptions) -> Result<Vec<Change>> {
-        let mut walk = Walk { found: BTreeMap::new() };
+        let mut walk = Walk { found: BTreeMap::new(), aliases: self.aliases()? };
         let lowers = self.root.lowers.to_vec();
         let upper = self.root.upper.get().cloned();
         // A loop, not recursion: the depth of the tree is not ours to choose.
@@ -94,12 +118,13 @@ impl<T: UpperTree> Union<T> {
         Ok(walk.found.into_iter().map(|(path, kind)| Change { kind, path }).collect())
     }
 
-    fn compare_dir(&self, pair: &Pair<T>, options: &ChangeOptions, walk: &mut Walk, todo: &mut Vec<Pair<T>>) -> Result<()> {
-        for name in self.candidates(pair)? {
+    fn compare_dir(&self, pair: &Pair<T>, options: &ChangeOptions, walk: &mut Walk<T>, todo: &mut Vec<Pair<T>>) -> Result<()> {
+        for name in self.candidates(pair, &walk.aliases)? {
             let mut path = pair.path.clone();
             path.push(b'/');
             path.extend_from_slice(&name);
-            let now = self.seen_now(pair, &name)?;
+            let now = self.seen_now(pair, &name, &walk.aliases)?;
+            walk.aliases.left -= i64::from(now.as_ref().is_some_and(|now| now.alias));
             let before = self.seen_before(pair, &name)?;
             match (now, before) {
                 (None, None) => {}
@@ -120,7 +145,7 @@ impl<T: UpperTree> Union<T> {
                     // A file that became a directory: everything in it is new.
                     let old = if before.stat.kind == Kind::Dir { before.lowers } else { Vec::new() };
                     let plain = pair.plain && !now.redirected && self.same_lowers(&now.lowers, &old)?;
-                    if now.upper.is_none() && plain {
+                    if now.upper.is_none() && plain && walk.aliases.left <= 0 {
                         continue;
                     }
                     todo.push(Pair { path, upper: now.upper, merged: now.lowers, before: old, plain });
@@ -131,12 +156,17 @@ impl<T: UpperTree> Union<T> {
     }
 
     /// The names that may differ: the upper's own, and all of both views where the directory is not where it was.
-    fn candidates(&self, pair: &Pair<T>) -> Result<Vec<Name>> {
+    fn candidates(&self, pair: &Pair<T>, aliases: &Aliases<T>) -> Result<Vec<Name>> {
         let mut names: Vec<Name> = Vec::new();
         if pair.plain {
-            let (Some(layer), Some(node)) = (&self.stack.upper, &pair.upper) else { return Ok(names) };
-            let entries = layer.tree.read_dir(node).attempt("read the upper directory")?;
-            names.extend(entries.iter().filter_map(|entry| Name::new(&entry.name).ok()));
+            if let (Some(layer), Some(node)) = (&self.stack.upper, &pair.upper) {
+                let entries = layer.tree.read_dir(node).attempt("read the upper directory")?;
+                names.extend(entries.iter().filter_map(|entry| Name::new(&entry.name).ok()));
+            }
+            if aliases.left > 0 {
+                let merged = self.merged_names(pair.upper.as_ref(), &pair.merged)?;
+                names.extend(merged.into_iter().filter(|entry| entry.source == Source::Lower && aliases.is_wanted(entry)).map(|e| e.name));
+            }
             return Ok(names);
         }
         names.extend(self.merged_names(pair.upper.as_ref(), &pair.merged)?.into_iter().map(|entry| entry.name));
@@ -146,8 +176,56 @@ impl<T: UpperTree> Union<T> {
         Ok(names)
     }
 
-    fn seen_now(&self, pair: &Pair<T>, name: &Name) -> Result<Option<Seen<'_, T>>> {
+    /// The objects whose names may not all be in the upper tree: from the index, or without it from the marks of the names that are there.
+    fn aliases(&self) -> Result<Aliases<T>> {
+        let mut aliases = Aliases { objects: HashMap::new(), all: false, left: 0 };
+        let Some(layer) = &self.stack.upper else { return Ok(aliases) };
+        let objects = if layer.tree.index().is_some() { self.index_entries()? } else { self.marked_objects(layer)? };
+        for object in objects.into_iter().filter(|object| object.outside() > 0) {
+            aliases.left += object.outside();
+            match object.lower {
+                Some((id, _)) => drop(aliases.objects.insert(id, object)),
+                None => aliases.all = true,
+            }
+        }
+        Ok(aliases)
+    }
+
+    /// The objects of the upper tree that bear the mark of the index.
+    fn marked_objects(&self, layer: &Layer<T>) -> Result<Vec<Indexed<T>>> {
+        let mut found = Vec::new();
+        let mut known = HashSet::new();
+        let mut todo = vec![layer.tree.root()];
+        while let Some(dir) = todo.pop() {
+            for entry in layer.tree.read_dir(&dir).attempt("read the upper directory")? {
+                let Ok(name) = Name::new(&entry.name) else { continue };
+                let Some((node, stat)) = layer.tree.lookup(&dir, &name).attempt("look up in the upper layer")? else { continue };
+                if stat.kind == Kind::Dir {
+                    todo.push(node);
+                } else if stat.nlink > 1 && known.insert(ObjectId::of(&stat)) {
+                    let marks = self.marks(layer, &node)?;
+                    if let (Some(_), Some(origin)) = (marks.nlink, marks.origin) {
+                        found.push(self.indexed_object(Name::new(origin.index_name())?, &origin, node, stat)?);
+                    }
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    fn seen_now(&self, pair: &Pair<T>, name: &Name, aliases: &Aliases<T>) -> Result<Option<Seen<'_, T>>> {
         let Resolved::Found(found) = self.resolve_parts(pair.upper.as_ref(), &pair.merged, name)? else { return Ok(None) };
+        let mut found = *found;
+        // An upper that is looked at without its index.
+        if found.new.upper.is_none()
+            && found.new.kind != Kind::Dir
+            && let Some(object) = aliases.objects.get(&found.new.origin)
+        {
+            found.new.upper = Some((object.node.clone(), ObjectId::of(&object.stat)));
+            found.new.upper_data = object.has_data;
+            found.stat = object.stat;
+        }
+        let alias = found.new.kind != Kind::Dir && found.new.upper.is_some() && !found.upper_here;
         let redirected = found.new.redirect.is_some();
         let upper = found.new.upper.map(|(node, _)| node);
         let seen = match (&upper, found.new.lowers.first()) {
@@ -161,6 +239,7 @@ impl<T: UpperTree> Union<T> {
                 lowers: Vec::new(),
                 far: None,
                 redirected,
+                alias,
             },
             (None, Some(lower)) => Seen {
                 layer: self.lower_layer(lower.layer)?,
@@ -172,6 +251,7 @@ impl<T: UpperTree> Union<T> {
                 lowers: Vec::new(),
                 far: None,
                 redirected,
+                alias,
             },
             (None, None) => return Ok(None),
         };
@@ -192,6 +272,7 @@ impl<T: UpperTree> Union<T> {
             lowers: Vec::new(),
             far: None,
             redirected: false,
+            alias: false,
         };
         Ok(Some(Seen { lowers: found.objects, far: found.far, ..seen }))
     }

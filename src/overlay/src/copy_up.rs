@@ -335,6 +335,7 @@ impl<T: UpperTree> Union<T> {
     fn commit_indexed(&self, inode: &Inode<T>, staged: &Staged<T>, index: &(T::Node, Name), at: Option<Place<'_, T::Node>>) -> Result<()> {
         let tree = &self.upper()?.tree;
         let indexed = Place { dir: &index.0, name: &index.1 };
+        let _links = inode.links.lock();
         self.write_nlink(&staged.node, Nlink::Lower(inode.nlink_delta.load(Ordering::Relaxed)))?;
         self.place_staged(staged, indexed)?;
         if let Some(at) = at
@@ -352,19 +353,8 @@ impl<T: UpperTree> Union<T> {
         Ok(())
     }
 
-    /// Writes how many links the union shows.
-    pub(crate) fn write_nlink(&self, node: &T::Node, mark: Nlink) -> Result<()> {
-        let layer = self.upper()?;
-        let Some(name) = plyfs_format::xattr_name(layer.dialect, MarkKind::Nlink) else { return Ok(()) };
-        match layer.tree.set_xattr(node, name, &mark.encode(), XattrMode::Any) {
-            // Attributes of users are for files and directories only: the index itself is what does not show of the others.
-            Err(Errno::PERM) if !matches!(layer.tree.stat(node).attempt("stat")?.kind, Kind::File | Kind::Dir) => Ok(()),
-            written => written.attempt("write the nlink mark"),
-        }
-    }
-
     /// Where the index keeps the upper object of a hard-linked lower one; none for other objects.
-    fn index_place(&self, inode: &Inode<T>, stat: &Stat) -> Result<Option<(T::Node, Name)>> {
+    pub(crate) fn index_place(&self, inode: &Inode<T>, stat: &Stat) -> Result<Option<(T::Node, Name)>> {
         match inode.lowers.first() {
             Some(lower) if inode.kind != Kind::Dir && stat.nlink > 1 => self.index_name(lower),
             _ => Ok(None),

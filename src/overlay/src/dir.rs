@@ -4,9 +4,8 @@
 //! the same step. Never unlink-then-create at a user's name.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
-use plyfs_format::{ESCAPED_WHITEOUT_RDEV, MarkKind, Nlink, WHITEOUT_RDEV, is_whiteout_device};
+use plyfs_format::{ESCAPED_WHITEOUT_RDEV, MarkKind, WHITEOUT_RDEV, is_whiteout_device};
 use plyfs_sys::Errno;
 use plyfs_sys::at::XattrMode;
 use plyfs_sys::stat::Kind;
@@ -312,15 +311,18 @@ impl<T: UpperTree> Union<T> {
             let work = tree.work();
             let temp = self.temp_name()?;
             let staging = Place { dir: &work, name: &temp };
-            tree.link(node, staging).attempt("stage a link")?;
-            // An object that was pinned, because another name of it went, is known by the staged name from here on: it moves along, or is pinned again.
-            if let Err(errno) = tree.rename(staging, Some(node), to, None, Rename::Replace) {
-                self.pin(&inode)?;
-                tree.unlink(staging).attempt("remove a staged link")?;
-                return Err(errno).attempt("commit a link");
-            }
+            self.changing_links(&inode, || {
+                tree.link(node, staging).attempt("stage a link")?;
+                // An object that was pinned, because another name of it went, is known by the staged name from here on: it moves along, or is pinned again.
+                if let Err(errno) = tree.rename(staging, Some(node), to, None, Rename::Replace) {
+                    self.pin(&inode)?;
+                    tree.unlink(staging).attempt("remove a staged link")?;
+                    return Err(errno).attempt("commit a link");
+                }
+                Ok(())
+            })?;
         } else {
-            tree.link(node, to).attempt("link")?;
+            self.changing_links(&inode, || tree.link(node, to).attempt("link"))?;
         }
         inode.add_name(&parent, name);
         // Once, as the kernel has it (I_LINKABLE): when it loses this name it stays without.
@@ -338,62 +340,36 @@ impl<T: UpperTree> Union<T> {
         self.upper()?;
         self.copy_up(&parent, Content::Whole)?;
         let part = parent.as_dir()?;
-        let _dir = part.state.write();
-        let found = self.resolve(&parent, name)?.found()?;
-        let upper_here = found.upper_here;
-        let inode = self.intern(&parent, name, found.new);
-        self.may_leave(&parent, &inode)?;
-        if inode.kind == Kind::Dir {
-            return Err(Error::IsDir);
-        }
-        let tree = &self.upper()?.tree;
-        let place = Place { dir: self.upper_node(&parent)?, name };
-        if upper_here {
-            // Pinned before the name goes, so that no request in between finds neither.
-            self.pin(&inode)?;
-            self.remove_upper(place, inode.kind, self.lower_has(&parent, name)?)?;
-        } else {
-            tree.whiteout(place).attempt("put a whiteout")?;
-        }
-        // Names and listing first: they must be right even if the count of links cannot be written.
-        inode.remove_name(&parent, name);
-        self.list_remove(&parent, name);
-        if !upper_here {
-            self.lower_alias_gone(&inode)?;
-        }
-        self.drop_index_if_unused(&inode)
-    }
-
-    /// A name of a lower hard link is hidden: the union shows one link less, and no object's own count tells.
-    pub(crate) fn lower_alias_gone(&self, inode: &Inode<T>) -> Result<()> {
-        let delta = inode.nlink_delta.fetch_sub(1, Ordering::Relaxed) - 1;
-        match inode.upper.get() {
-            Some(node) if inode.indexed.load(Ordering::Relaxed) => self.write_nlink(node, Nlink::Upper(delta)),
-            _ => Ok(()),
-        }
-    }
-
-    /// Removes the index entry of an object that the union shows under no name any more.
-    pub(crate) fn drop_index_if_unused(&self, inode: &Inode<T>) -> Result<()> {
-        if !inode.indexed.load(Ordering::Relaxed) {
-            return Ok(());
-        }
-        let layer = self.upper()?;
-        let (tree, node) = (&layer.tree, self.upper_node(inode)?);
-        let stat = tree.stat(node).attempt("stat an indexed object")?;
-        if i64::from(stat.nlink) + inode.nlink_delta.load(Ordering::Relaxed) > 0 {
-            return Ok(());
-        }
-        let (Some(index), Some(origin)) = (tree.index(), self.marks(layer, node)?.origin) else { return Ok(()) };
-        let name = Name::new(origin.index_name())?;
-        tree.pin(node).attempt("pin an indexed object")?;
-        match tree.unlink(Place { dir: &index, name: &name }) {
-            Ok(()) | Err(Errno::NOENT) => {
-                inode.indexed.store(false, Ordering::Relaxed);
-                inode.nlink_delta.store(0, Ordering::Relaxed);
-                Ok(())
+        let mut uncounted = false;
+        loop {
+            let dir = part.state.write();
+            let found = self.resolve(&parent, name)?.found()?;
+            let here = found.upper_here;
+            let inode = self.intern(&parent, name, found.new);
+            self.may_leave(&parent, &inode)?;
+            if inode.kind == Kind::Dir {
+                return Err(Error::IsDir);
             }
-            Err(errno) => Err(errno).attempt("remove an index entry"),
+            if !here && !uncounted && self.wants_index(&inode)? {
+                // It takes long, and is done without the lock; then everything may be otherwise.
+                drop(dir);
+                uncounted = !self.copy_up_to_count(&inode)?;
+                continue;
+            }
+            let here = here || self.link_alias_to_remove(&inode, &parent, name)?;
+            let place = Place { dir: self.upper_node(&parent)?, name };
+            if here {
+                // Pinned before the name goes, so that no request in between finds neither.
+                self.pin(&inode)?;
+                let lower_has = self.lower_has(&parent, name)?;
+                self.changing_links(&inode, || self.remove_upper(place, inode.kind, lower_has))?;
+            } else {
+                self.upper()?.tree.whiteout(place).attempt("put a whiteout")?;
+            }
+            // Names and listing first: they must be right even if the count of links cannot be written.
+            inode.remove_name(&parent, name);
+            self.list_remove(&parent, name);
+            return self.name_gone(&inode, here);
         }
     }
 

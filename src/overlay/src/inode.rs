@@ -18,7 +18,7 @@ use crate::data::{Arrival, Far};
 use crate::flags::Protection;
 use crate::ino::{Ino, InoMap, RESERVED};
 use crate::layer::LowerObject;
-use crate::lock::{COPY, DIR, LEAF, LISTING, Ranked, RankedRw};
+use crate::lock::{COPY, DIR, LEAF, LINKS, LISTING, Ranked, RankedRw};
 use crate::name::Name;
 use crate::readdir::Listing;
 use crate::resolve::Links;
@@ -74,6 +74,8 @@ pub(crate) struct Inode<T: Tree> {
     pub(crate) copy: Ranked<COPY, ()>,
     /// What is to be added to the link count of the object that serves `stat`: names that were removed by a whiteout over a lower hard link.
     pub(crate) nlink_delta: AtomicI64,
+    /// The LINKS lock: held while the upper object's own count of links and what is added to it change, for what is in the index.
+    pub(crate) links: Ranked<LINKS, ()>,
     /// Handles that were opened to execute it.
     pub(crate) executed: AtomicU32,
     /// Its copy is in the index of hard links.
@@ -207,11 +209,15 @@ struct Slot<T: Tree> {
     lookups: u64,
 }
 
-/// What was resolved has no upper object, or the live inode's. A different one (copied origin marks, two redirects to one directory) is another object.
+/// What was resolved has no upper object, or the live inode's. A different one (copied origin marks, two redirects to one directory) is another object. What the index
+/// has of a live inode without an upper object is being copied up: in the index already, and not published yet.
 fn same_upper<T: Tree>(live: &Inode<T>, wanted: &NewInode<T>) -> bool {
     match &wanted.upper {
         None => true,
-        Some((_, id)) => live.upper_id.get() == Some(id),
+        Some((_, id)) => match live.upper_id.get() {
+            Some(live) => live == id,
+            None => wanted.links.is_some_and(|links| links.alias),
+        },
     }
 }
 
@@ -374,6 +380,7 @@ impl<T: Tree> Table<T> {
             names: Ranked::default(),
             copy: Ranked::default(),
             nlink_delta: AtomicI64::new(0),
+            links: Ranked::default(),
             executed: AtomicU32::new(0),
             indexed: AtomicBool::new(false),
             frozen: AtomicBool::new(false),

@@ -1,7 +1,7 @@
 //! The lock order, checked in debug builds and in `tests/races`.
 //!
 //! Ranks, low first: 20 rename < 30 COPY (the only one held while data moves) < 40 DIR (parent before child; a pair: ancestor
-//! first, else ascending `Ino`) < 43 a directory's listing < 45 an inode's names and other leaf state < 50 inode-table shard < 60 handle-table shard.
+//! first, else ascending `Ino`) < 42 the count of links of an inode < 43 a directory's listing < 45 an inode's names and other leaf state < 50 inode-table shard < 60 handle-table shard.
 //! Locks of rank 40 may be held several at once, in the order above, which the callers keep (`rename.rs`); every other rank is taken once at a time.
 
 use std::ops::{Deref, DerefMut};
@@ -14,6 +14,8 @@ pub const RENAME: u8 = 20;
 pub const COPY: u8 = 30;
 /// Rank of a directory's namespace lock.
 pub const DIR: u8 = 40;
+/// Rank of the lock on how an inode of the index counts its links.
+pub const LINKS: u8 = 42;
 /// Rank of a directory's list of merged entries.
 pub const LISTING: u8 = 43;
 /// Rank of an inode's small leaf state (names, redirect).

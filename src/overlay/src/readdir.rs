@@ -352,8 +352,8 @@ pub(crate) enum Source {
 pub(crate) struct MergedName {
     pub(crate) name: Name,
     pub(crate) kind: Kind,
-    id: ObjectId,
-    source: Source,
+    pub(crate) id: ObjectId,
+    pub(crate) source: Source,
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ mod whiteout;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use plyfs_format::{MarkKind, Nlink, Redirect};
+use plyfs_format::{MarkKind, Redirect};
 use plyfs_sys::Errno;
 use plyfs_sys::at::XattrMode;
 use plyfs_sys::stat::Kind;
@@ -104,6 +104,7 @@ impl<T: UpperTree> Union<T> {
         self.copy_up(&old_dir, Content::Whole)?;
         self.copy_up(&new_dir, Content::Whole)?;
         // Everything that takes long is done before a lock is held; whether it still is so is seen under the locks.
+        let mut uncounted = false;
         loop {
             let source = self.peek(&from)?.ok_or(Error::NotFound)?;
             // What may not be moved is not copied up for it; which error it is, is said under the locks.
@@ -115,11 +116,20 @@ impl<T: UpperTree> Union<T> {
                 if self.may_leave(&new_dir, &target).is_ok() {
                     self.copy_up(&target, Content::Whole)?;
                 }
+            } else if mode.replaces()
+                && source.kind != Kind::Dir
+                && let Some(target) = self.peek(&to)?
+                && !Arc::ptr_eq(&source, &target)
+                && !uncounted
+                && self.may_leave(&new_dir, &target).is_ok()
+                && self.wants_index(&target)?
+            {
+                uncounted = !self.copy_up_to_count(&target)?;
             }
             let moves_dir = source.kind == Kind::Dir || mode == RenameMode::Exchange;
             let _topology = (moves_dir || !Arc::ptr_eq(&old_dir, &new_dir)).then(|| self.rename_lock.lock());
             let _locks = self.lock_pair(&old_dir, &new_dir)?;
-            if self.rename_locked(from, to, mode, moves_dir)? {
+            if self.rename_locked(from, to, mode, moves_dir, uncounted)? {
                 return Ok(());
             }
         }
@@ -154,7 +164,7 @@ impl<T: UpperTree> Union<T> {
     }
 
     /// The rename under its locks; `false`: something is not in the upper any more or yet, and the caller starts over.
-    fn rename_locked(&self, from: End<'_, T>, to: End<'_, T>, mode: RenameMode, moves_dir: bool) -> Result<bool> {
+    fn rename_locked(&self, from: End<'_, T>, to: End<'_, T>, mode: RenameMode, moves_dir: bool, uncounted: bool) -> Result<bool> {
         let source = self.resolve(from.dir, from.name)?.found()?;
         let (source_here, source_is_dir) = (source.upper_here, source.new.kind == Kind::Dir);
         if source_is_dir && !moves_dir {
@@ -177,7 +187,7 @@ impl<T: UpperTree> Union<T> {
         }
         self.may_leave(from.dir, &source)?;
         if !source_here {
-            return self.link_alias(&source, from).map(|()| false);
+            return self.link_alias(&source, from.dir, from.name).map(|()| false);
         }
         match target {
             Resolved::Absent { whiteout } => {
@@ -205,29 +215,18 @@ impl<T: UpperTree> Union<T> {
                         return Ok(false);
                     }
                     if !here {
-                        return self.link_alias(&target, to).map(|()| false);
+                        return self.link_alias(&target, to.dir, to.name).map(|()| false);
                     }
                     self.exchange(from, to, &source, &target)?;
                 } else {
+                    if !here && !uncounted && source.kind != Kind::Dir && self.wants_index(&target)? {
+                        return Ok(false);
+                    }
                     self.replace(from, to, &source, &target, here, mode.leaves())?;
                 }
             }
         }
         Ok(true)
-    }
-
-    /// A name of a hard-linked lower file whose copy is in the index gets a link of its own in the upper, as each name must have before it can move.
-    fn link_alias(&self, inode: &Arc<Inode<T>>, at: End<'_, T>) -> Result<()> {
-        let Some(node) = inode.upper.get() else { return Ok(()) };
-        let dir = self.upper_node(at.dir)?;
-        let stat = self.upper()?.tree.stat(node).attempt("stat an indexed object")?;
-        self.keeping_mtime(dir, || {
-            self.mark_impure(dir, inode.origin != self.upper()?.tree.id(node))?;
-            self.upper()?.tree.link(node, Place { dir, name: at.name }).attempt("link a name up")?;
-            tracing::debug!(nlink = stat.nlink, "a further name of a hard link goes up");
-            let delta = inode.nlink_delta.fetch_sub(1, Ordering::Relaxed) - 1;
-            if inode.indexed.load(Ordering::Relaxed) { self.write_nlink(node, Nlink::Upper(delta)) } else { Ok(()) }
-        })
     }
 
     /// Replaces an existing object.
@@ -244,6 +243,7 @@ impl<T: UpperTree> Union<T> {
             (true, false) => return Err(Error::NotDir),
             (false, true) => return Err(Error::IsDir),
             (false, false) => {
+                let target_here = target_here || self.link_alias_to_remove(target, to.dir, to.name)?;
                 if target_here {
                     self.pin(target)?;
                 }
@@ -288,12 +288,13 @@ impl<T: UpperTree> Union<T> {
         leaves: Option<Caller>,
     ) -> Result<()> {
         self.mark_before_move(source, from, to)?;
-        let device = match leaves {
-            Some(caller) => Some(self.move_leaving(&caller, from, to, source, held, replaced)?),
-            None => {
-                self.move_alone(from, to, source, held)?;
-                None
-            }
+        let step = || match leaves {
+            Some(caller) => self.move_leaving(&caller, from, to, source, held, replaced).map(Some),
+            None => self.move_alone(from, to, source, held).map(|()| None),
+        };
+        let device = match replaced {
+            Some(replaced) => self.changing_links(replaced, step)?,
+            None => step()?,
         };
         // Names and listings first: they must be right even if the count of links cannot be written.
         if let Some(replaced) = replaced {
@@ -306,14 +307,11 @@ impl<T: UpperTree> Union<T> {
             None => self.list_remove(from.dir, from.name),
         }
         self.list_insert(to.dir, to.name, source);
-        if let Some(replaced) = replaced.filter(|replaced| replaced.kind != Kind::Dir) {
-            if held == Target::Free {
-                // A lower name of it is hidden by what replaces it.
-                self.lower_alias_gone(replaced)?;
-            }
-            self.drop_index_if_unused(replaced)?;
+        match replaced.filter(|replaced| replaced.kind != Kind::Dir) {
+            // Where the upper held nothing, a lower name of it is hidden by what replaces it.
+            Some(replaced) => self.name_gone(replaced, held != Target::Free),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// The move, and nothing stays but a whiteout over what a lower holds.

@@ -47,6 +47,8 @@ pub(crate) struct Marks {
 pub(crate) struct Links {
     /// To be added to the upper object's own count.
     pub(crate) delta: i64,
+    /// The index has the object for a lower name; the upper directory does not hold it there.
+    pub(crate) alias: bool,
 }
 
 /// The copy of a hard-linked lower object in the index.
@@ -320,7 +322,8 @@ impl<T: UpperTree> Union<T> {
         let marks = self.marks(layer, &node)?;
         let mark = marks.nlink.unwrap_or(Nlink::Upper(-1));
         let delta = mark.shown(upper.nlink, stat.nlink) - i64::from(upper.nlink);
-        Ok(Some(Indexed { node, stat: upper, links: Links { delta }, has_data: !(marks.metacopy && stat.kind == Kind::File) }))
+        let links = Links { delta, alias: true };
+        Ok(Some(Indexed { node, stat: upper, links, has_data: !(marks.metacopy && stat.kind == Kind::File) }))
     }
 
     fn upper_found(&self, layer: &Layer<T>, lowers: &[LowerObject<T>], name: &Name, node: T::Node, mut stat: Stat) -> Result<Found<T>> {
@@ -342,7 +345,7 @@ impl<T: UpperTree> Union<T> {
         let marked = marks.origin.as_ref().map(|mark| self.verify_origin(mark, stat.kind)).transpose()?.flatten();
         let links = marks.nlink.map(|mark| {
             let lower_nlink = marked.as_ref().map_or(stat.nlink, |(_, nlink)| *nlink);
-            Links { delta: mark.shown(stat.nlink, lower_nlink) - i64::from(stat.nlink) }
+            Links { delta: mark.shown(stat.nlink, lower_nlink) - i64::from(stat.nlink), alias: false }
         });
         let marked = marked.map(|(origin, _)| origin);
         if let (Kind::File, Some(origin), Some(below)) = (stat.kind, marked, lowers.first())
@@ -373,7 +376,7 @@ impl<T: UpperTree> Union<T> {
     }
 
     /// The lower object that an origin mark names, and its link count, if it still exists and is of the same kind.
-    fn verify_origin(&self, mark: &Origin, kind: Kind) -> Result<Option<(ObjectId, u32)>> {
+    pub(crate) fn verify_origin(&self, mark: &Origin, kind: Kind) -> Result<Option<(ObjectId, u32)>> {
         Ok(self.origin_stat(mark, kind)?.map(|stat| (ObjectId::of(&stat), stat.nlink)))
     }
 
@@ -397,7 +400,9 @@ impl<T: UpperTree> Union<T> {
             inode.freeze();
         }
         inode.add_name(parent, name);
+        // Where the inode is without its upper object yet, a copy-up is about to publish it, and counts the links itself.
         if let Some(links) = links
+            && inode.upper_id.get().is_some()
             && !inode.indexed.swap(true, Ordering::Relaxed)
         {
             inode.nlink_delta.store(links.delta, Ordering::Relaxed);

@@ -237,12 +237,26 @@ impl DirTree {
         }
     }
 
-    /// Opens an upper directory for reading only, without its workdir: for a diff of what a mount left. Takes no lock.
+    /// The number of the descriptor of the index of hard links; see [`DirTree::root_number`].
+    pub fn index_number(&self) -> Option<i32> {
+        match &*self.index.as_ref()?.0.place.read() {
+            Placed::Pinned(fd) => Some(process::number(fd.as_fd())),
+            Placed::Named { .. } | Placed::Gone => None,
+        }
+    }
+
+    /// Opens an upper directory for reading only: for a diff of what a mount left. Takes no lock. `index`: the directory `index` of its workdir; without it, hard
+    /// links of lower files show the lower under the names that were not used.
     ///
-    /// Errors: the path is not a directory or may not be opened.
-    pub fn upper_readonly(path: &Path) -> Result<Self, LayerOpenError> {
+    /// Errors: a path is not a directory or may not be opened.
+    pub fn upper_readonly(path: &Path, index: Option<&Path>) -> Result<Self, LayerOpenError> {
         let fd = open_root("upperdir", path)?;
-        Self::lower_from_fd(fd).map_err(|errno| open_error("upperdir", path, errno))
+        let mut tree = Self::lower_from_fd(fd).map_err(|errno| open_error("upperdir", path, errno))?;
+        if let Some(index) = index {
+            let fd = open_root("index of hard links", index)?;
+            tree.index = Some(root_node(fd).map_err(|errno| open_error("index of hard links", index, errno))?);
+        }
+        Ok(tree)
     }
 }
 
