@@ -99,6 +99,10 @@ impl UpperTree for Fault {
         self.tree.index()
     }
 
+    fn known_by(&self, node: &Node, at: Place<'_, Node>, own: bool) {
+        self.tree.known_by(node, at, own);
+    }
+
     passed_on! {
         create(at: Place<'_, Node>, mode: u32) -> (Node, Self::File);
         tmpfile() -> Option<(Node, Self::File)>;
@@ -110,7 +114,7 @@ impl UpperTree for Fault {
         rmdir(at: Place<'_, Node>) -> ();
         rename(from: Place<'_, Node>, moved: Option<&Node>, to: Place<'_, Node>, other: Option<&Node>, how: Rename) -> ();
         whiteout(at: Place<'_, Node>) -> ();
-        pin(node: &Node) -> ();
+        pin(node: &Node, losing: Option<Place<'_, Node>>) -> bool;
         set_owner(node: &Node, uid: Option<u32>, gid: Option<u32>) -> ();
         set_mode(node: &Node, mode: u32) -> ();
         set_times(node: &Node, atime: SetTime, mtime: SetTime) -> ();

@@ -55,8 +55,14 @@ impl<'a> Watched<'a> {
             return Ok(false);
         }
         let got = self.system.apply(op);
-        if !same_outcome(want, &got) {
-            let name = self.system.name();
+        let mut want = want.clone();
+        if let Ok(Reply::Object(object)) = &mut want
+            && name.starts_with("plain")
+            && reference.with_hidden_names().contains(&object.id)
+        {
+            object.nlink = None;
+        }
+        if !same_outcome(&want, &got) {
             let parts = divergences::redirect_too_long(name, op, &got)
                 || divergences::stray_marked_whiteouts(name, self.lowers, op, &got)
                 || divergences::makes_no_whiteout_device(name, op, &got);

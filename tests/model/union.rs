@@ -305,7 +305,10 @@ impl<T: UpperTree> UnionSystem<T> {
             Op::Link { from, to } => {
                 let attr = self.find(from)?;
                 let (dir, name) = self.parent(to)?;
-                // The kernel looks the new name up before it asks whether the object may be linked.
+                // The kernel looks the new name up before it asks whether the object may be linked, and finds nothing in what was removed.
+                if self.union().getattr(dir).map_err(no)?.stat.nlink == 0 {
+                    return Err(Errno::NOENT);
+                }
                 if self.union().lookup(dir, &name).map_err(no)?.inspect(|attr| self.know(attr)).is_some() {
                     return Err(Errno::EXIST);
                 }

@@ -293,6 +293,8 @@ impl<T: UpperTree> Union<T> {
         }
         let tree = &self.upper()?.tree;
         let index = self.index_place(inode, &staged.stat)?;
+        // Names that do not count: where many removed objects are held, a copy keeps its name in `work`.
+        let mut kept = 0;
         let placed = match &index {
             Some(index) => self.commit_indexed(inode, &staged, index, None),
             None => match &staged.temp {
@@ -300,8 +302,15 @@ impl<T: UpperTree> Union<T> {
                 Some(temp) => {
                     let work = tree.work();
                     let at = Place { dir: &work, name: temp };
-                    let removed =
-                        tree.pin(&staged.node).and_then(|()| if inode.kind == Kind::Dir { tree.rmdir(at) } else { tree.unlink(at) });
+                    let removed = tree.pin(&staged.node, Some(at)).and_then(|pinned| match inode.kind {
+                        _ if !pinned => {
+                            tree.known_by(&staged.node, at, true);
+                            kept = 1;
+                            Ok(())
+                        }
+                        Kind::Dir => tree.rmdir(at),
+                        _ => tree.unlink(at),
+                    });
                     removed.attempt("keep a nameless copy")
                 }
             },
@@ -311,7 +320,7 @@ impl<T: UpperTree> Union<T> {
             return Err(error);
         }
         if index.is_none() {
-            inode.count_links(&staged.stat, 0);
+            inode.count_links(&staged.stat, kept);
         }
         let id = tree.id(&staged.node);
         inode.publish_upper(staged.node, id, !staged.metacopy);

@@ -4,6 +4,7 @@
 //! the same step. Never unlink-then-create at a user's name.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use plyfs_format::{ESCAPED_WHITEOUT_RDEV, MarkKind, WHITEOUT_RDEV, is_whiteout_device};
 use plyfs_sys::Errno;
@@ -315,7 +316,7 @@ impl<T: UpperTree> Union<T> {
                 tree.link(node, staging).attempt("stage a link")?;
                 // An object that was pinned, because another name of it went, is known by the staged name from here on: it moves along, or is pinned again.
                 if let Err(errno) = tree.rename(staging, Some(node), to, None, Rename::Replace) {
-                    self.pin(&inode)?;
+                    self.pin(&inode, staging)?;
                     tree.unlink(staging).attempt("remove a staged link")?;
                     return Err(errno).attempt("commit a link");
                 }
@@ -360,7 +361,7 @@ impl<T: UpperTree> Union<T> {
             let place = Place { dir: self.upper_node(&parent)?, name };
             if here {
                 // Pinned before the name goes, so that no request in between finds neither.
-                self.pin(&inode)?;
+                self.pin(&inode, place)?;
                 let lower_has = self.lower_has(&parent, name)?;
                 self.changing_links(&inode, || self.remove_upper(place, inode.kind, lower_has))?;
             } else {
@@ -373,12 +374,43 @@ impl<T: UpperTree> Union<T> {
         }
     }
 
-    /// Keeps the upper object of an inode reachable, as its name is about to go.
-    pub(crate) fn pin(&self, inode: &Inode<T>) -> Result<()> {
-        match inode.upper.get() {
-            Some(node) => self.upper()?.tree.pin(node).attempt("pin"),
-            None => Ok(()),
+    /// Keeps the upper object of an inode reachable, as its name `losing` is about to go: by a descriptor, or where there are too many of them, what is no directory by a name in
+    /// `work` that goes with it. `false`: a directory must be moved there.
+    pub(crate) fn pin(&self, inode: &Inode<T>, losing: Place<'_, T::Node>) -> Result<bool> {
+        let Some(node) = inode.upper.get() else { return Ok(true) };
+        let tree = &self.upper()?.tree;
+        if tree.pin(node, Some(losing)).attempt("pin")? {
+            return Ok(true);
         }
+        if inode.kind == Kind::Dir {
+            return Ok(false);
+        }
+        if self.known_by_index(inode, node, losing)? {
+            return Ok(true);
+        }
+        let work = tree.work();
+        let temp = self.temp_name()?;
+        let aside = Place { dir: &work, name: &temp };
+        tree.link(node, aside).attempt("keep what is removed")?;
+        tree.known_by(node, aside, true);
+        inode.nlink_delta.fetch_sub(1, Ordering::Relaxed);
+        Ok(true)
+    }
+
+    /// Moves a directory that is removed to `work`, where it stays for those who hold it; a whiteout stays if a lower holds the name.
+    fn remove_and_keep(&self, place: Place<'_, T::Node>, inode: &Inode<T>, lower_has: bool) -> Result<()> {
+        let (tree, node) = (&self.upper()?.tree, self.upper_node(inode)?);
+        let work = tree.work();
+        let temp = self.temp_name()?;
+        let aside = Place { dir: &work, name: &temp };
+        let how = if lower_has { Rename::Whiteout } else { Rename::NoReplace };
+        tree.rename(place, Some(node), aside, None, how).attempt("move aside")?;
+        tree.known_by(node, aside, true);
+        // The commit is done; should this fail, the rest is litter in `work`, emptied at the next mount.
+        if let Err(error) = self.remove_whiteouts(node) {
+            tracing::warn!(%error, "litter stays in workdir");
+        }
+        Ok(())
     }
 
     /// Takes an upper object away from its name, in one step; a whiteout stays if a lower holds the name.
@@ -453,8 +485,12 @@ impl<T: UpperTree> Union<T> {
         }
         let place = Place { dir: self.upper_node(&parent)?, name };
         if upper_here {
-            self.pin(&inode)?;
-            self.remove_upper(place, Kind::Dir, self.lower_has(&parent, name)?)?;
+            let lower_has = self.lower_has(&parent, name)?;
+            if self.pin(&inode, place)? {
+                self.remove_upper(place, Kind::Dir, lower_has)?;
+            } else {
+                self.remove_and_keep(place, &inode, lower_has)?;
+            }
         } else {
             self.upper()?.tree.whiteout(place).attempt("put a whiteout")?;
         }

@@ -137,15 +137,38 @@ impl<T: UpperTree> Union<T> {
         }
         let (Some(index), Some(origin)) = (tree.index(), self.marks(layer, node)?.origin) else { return Ok(()) };
         let name = Name::new(origin.index_name())?;
-        tree.pin(node).attempt("pin an indexed object")?;
-        match tree.unlink(Place { dir: &index, name: &name }) {
+        let entry = Place { dir: &index, name: &name };
+        let before = inode.nlink_delta.load(Ordering::Relaxed);
+        self.pin(inode, entry)?;
+        // A name that it may have got in `work` does not count.
+        let kept = inode.nlink_delta.load(Ordering::Relaxed) - before;
+        match tree.unlink(entry) {
             Ok(()) | Err(Errno::NOENT) => {
                 inode.indexed.store(false, Ordering::Relaxed);
-                inode.nlink_delta.store(0, Ordering::Relaxed);
+                inode.nlink_delta.store(kept, Ordering::Relaxed);
                 Ok(())
             }
             Err(errno) => Err(errno).attempt("remove an index entry"),
         }
+    }
+
+    /// Makes an indexed inode be known by its entry, unless that is the name that goes.
+    pub(crate) fn known_by_index(&self, inode: &Inode<T>, node: &T::Node, losing: Place<'_, T::Node>) -> Result<bool> {
+        if !inode.indexed.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        let layer = self.upper()?;
+        let (Some(index), Some(origin)) = (layer.tree.index(), self.marks(layer, node)?.origin) else { return Ok(false) };
+        let name = Name::new(origin.index_name())?;
+        if layer.tree.id(losing.dir) == layer.tree.id(&index) {
+            return Ok(false);
+        }
+        let there = layer.tree.lookup(&index, &name).attempt("look up in the index")?;
+        let known = there.is_some_and(|(there, _)| layer.tree.id(&there) == layer.tree.id(node));
+        if known {
+            layer.tree.known_by(node, Place { dir: &index, name: &name }, false);
+        }
+        Ok(known)
     }
 
     /// Writes how many links the union shows.

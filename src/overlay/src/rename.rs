@@ -244,8 +244,11 @@ impl<T: UpperTree> Union<T> {
             (false, true) => return Err(Error::IsDir),
             (false, false) => {
                 let target_here = target_here || self.link_alias_to_remove(target, to.dir, to.name)?;
-                if target_here {
-                    self.pin(target)?;
+                match leaves {
+                    _ if !target_here => {}
+                    None => drop(self.pin(target, self.place(to)?)?),
+                    // It moves before it is replaced.
+                    Some(_) => self.pin_whatever(target)?,
                 }
                 let held = if target_here { Target::Object } else { Target::Free };
                 self.move_to(from, to, source, held, Some(target), leaves)?;
@@ -256,7 +259,7 @@ impl<T: UpperTree> Union<T> {
                     return Err(Error::NotEmpty);
                 }
                 if target_here {
-                    self.pin(target)?;
+                    self.pin_whatever(target)?;
                     self.clear_empty(target)?;
                 }
                 let held = if target_here { Target::Object } else { Target::Free };
@@ -265,6 +268,11 @@ impl<T: UpperTree> Union<T> {
             }
         }
         Ok(())
+    }
+
+    /// Keeps what is replaced by a descriptor, however many there are: a directory can have no further name.
+    fn pin_whatever(&self, target: &Inode<T>) -> Result<()> {
+        self.upper()?.tree.pin(self.upper_node(target)?, None).attempt("pin").map(drop)
     }
 
     /// Takes the whiteouts out of an upper directory that shows as empty, so that a rename may replace it. Opaque first: at every step it shows as empty.

@@ -58,8 +58,11 @@ struct NodeInner {
 enum Placed {
     /// By name, in a directory.
     Named { dir: DirNode, name: Name },
-    /// By the fd alone, which is kept: a layer's root, an object without a name.
-    Pinned(Arc<OwnedFd>),
+    /// By a name in `work` that nobody else uses, and that goes with the node.
+    Kept { work: DirNode, name: Name },
+    /// By the fd alone, which is kept: a layer's root, an object without a name. Counted if it was pinned because its name went.
+    // The count is only ever dropped.
+    Pinned(Arc<OwnedFd>, #[allow(dead_code)] Option<Pinned>),
     /// Not any more: the node is being dropped, and nobody has it.
     Gone,
 }
@@ -88,7 +91,22 @@ impl NodeInner {
         // Taken, not cloned: a clone would leave the field to be dropped, and its parents one inside the other.
         match std::mem::replace(self.place.get_mut(), Placed::Gone) {
             Placed::Named { dir, .. } => Some(dir),
-            Placed::Pinned(_) | Placed::Gone => None,
+            Placed::Kept { work, name } => {
+                self.remove_kept(&work, &name);
+                Some(work)
+            }
+            Placed::Pinned(..) | Placed::Gone => None,
+        }
+    }
+}
+
+impl NodeInner {
+    /// Nobody has the object any more. What cannot be removed is litter in `work`, which is emptied at the next mount.
+    fn remove_kept(&self, work: &DirNode, name: &Name) {
+        let Placed::Pinned(work, _) = &*work.0.place.read() else { return };
+        let removed = if self.kind == Kind::Dir { create::rmdir(work.as_fd(), name) } else { create::unlink(work.as_fd(), name) };
+        if let Err(errno) = removed {
+            tracing::warn!(%errno, %name, "litter stays in workdir");
         }
     }
 }
@@ -132,8 +150,8 @@ impl DirTree {
                 break fd;
             }
             let parent = match &*at.0.place.read() {
-                Placed::Pinned(fd) => break fd.clone(),
-                Placed::Named { dir, .. } => dir.clone(),
+                Placed::Pinned(fd, _) => break fd.clone(),
+                Placed::Named { dir, .. } | Placed::Kept { work: dir, .. } => dir.clone(),
                 Placed::Gone => return Err(Errno::STALE),
             };
             missing.push((at, parent.clone()));
@@ -142,10 +160,10 @@ impl DirTree {
         while let Some((node, parent)) = missing.pop() {
             // Held over the open, so that no rename of ours moves the name away from under it.
             fd = match &*node.0.place.read() {
-                Placed::Pinned(fd) => fd.clone(),
+                Placed::Pinned(fd, _) => fd.clone(),
                 Placed::Gone => return Err(Errno::STALE),
-                Placed::Named { dir, .. } if !Arc::ptr_eq(&dir.0, &parent.0) => return Ok(None),
-                Placed::Named { name, .. } => match open_checked(&node, At::Name(fd.as_fd(), name)) {
+                Placed::Named { dir, .. } | Placed::Kept { work: dir, .. } if !Arc::ptr_eq(&dir.0, &parent.0) => return Ok(None),
+                Placed::Named { name, .. } | Placed::Kept { name, .. } => match open_checked(&node, At::Name(fd.as_fd(), name)) {
                     Ok(opened) => Arc::new(opened),
                     Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Err(Errno::STALE),
                     Err(errno) => return Err(errno),
@@ -166,9 +184,9 @@ impl DirTree {
         }
         let place = node.0.place.read();
         match &*place {
-            Placed::Pinned(fd) => call(At::Fd(fd.as_fd())),
+            Placed::Pinned(fd, _) => call(At::Fd(fd.as_fd())),
             Placed::Gone => Err(Errno::STALE),
-            Placed::Named { dir, name } => {
+            Placed::Named { dir, name } | Placed::Kept { work: dir, name } => {
                 let fd = self.dir_fd(dir)?;
                 call(At::Name(fd.as_fd(), name))
             }
@@ -396,7 +414,7 @@ impl UpperTree for DirTree {
         };
         let stat = at::stat(At::Fd(file.as_fd()))?;
         let pinned = Arc::new(file.try_clone().map_err(|_| Errno::MFILE)?);
-        Ok(Some((DirNode::new(&stat, Placed::Pinned(pinned)), DirFile(file))))
+        Ok(Some((DirNode::new(&stat, Placed::Pinned(pinned, None)), DirFile(file))))
     }
 
     fn mkdir(&self, at: Place<'_, DirNode>, mode: u32) -> Result<DirNode> {
@@ -418,7 +436,7 @@ impl UpperTree for DirTree {
         let dir = self.dir_fd(at.dir)?;
         self.at(node, |from| create::link(from, dir.as_fd(), at.name))?;
         let mut place = node.0.place.write();
-        if let Placed::Pinned(_) = &*place {
+        if let Placed::Pinned(..) = &*place {
             *place = Placed::Named { dir: at.dir.clone(), name: at.name.clone() };
         }
         Ok(())
@@ -466,19 +484,33 @@ impl UpperTree for DirTree {
         self.in_dir(at, |dir, name| create::mknod(dir, name, Kind::Char, 0, plyfs_format::WHITEOUT_RDEV))
     }
 
-    fn pin(&self, node: &DirNode) -> Result<()> {
+    fn pin(&self, node: &DirNode, losing: Option<Place<'_, DirNode>>) -> Result<bool> {
         let dir = match &*node.0.place.read() {
-            Placed::Pinned(_) | Placed::Gone => return Ok(()),
+            Placed::Pinned(..) | Placed::Kept { .. } | Placed::Gone => return Ok(true),
+            Placed::Named { dir, name } if losing.is_some_and(|losing| losing.dir.0.id != dir.0.id || losing.name != name) => {
+                return Ok(true);
+            }
             Placed::Named { dir, .. } => dir.clone(),
         };
+        if losing.is_some() && FdCache::is_full() {
+            return Ok(false);
+        }
         let dir = self.dir_fd(&dir)?;
         let mut place = node.0.place.write();
         let fd = match &*place {
-            Placed::Pinned(_) | Placed::Gone => return Ok(()),
+            Placed::Pinned(..) | Placed::Kept { .. } | Placed::Gone => return Ok(true),
             Placed::Named { name, .. } => Arc::new(open_checked(node, At::Name(dir.as_fd(), name))?),
         };
-        *place = Placed::Pinned(fd);
-        Ok(())
+        *place = Placed::Pinned(fd, Some(FdCache::pinned(1)));
+        Ok(true)
+    }
+
+    fn known_by(&self, node: &DirNode, at: Place<'_, DirNode>, own: bool) {
+        let (dir, name) = (at.dir.clone(), at.name.clone());
+        let now = if own { Placed::Kept { work: dir, name } } else { Placed::Named { dir, name } };
+        // What it was known by is dropped after the lock: its parents may go with it.
+        let before = std::mem::replace(&mut *node.0.place.write(), now);
+        drop(before);
     }
 
     fn set_owner(&self, node: &DirNode, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
@@ -554,7 +586,7 @@ mod tests {
         let fd = plyfs_sys::root::open_dir(dir.path()).unwrap();
         let stat = at::stat(At::Fd(fd.as_fd())).unwrap();
         let name = Name::new("d").unwrap();
-        let mut node = DirNode::new(&stat, Placed::Pinned(Arc::new(fd)));
+        let mut node = DirNode::new(&stat, Placed::Pinned(Arc::new(fd), None));
         for _ in 0..DEPTH {
             node = DirNode::named(&stat, Place { dir: &node, name: &name });
         }

@@ -451,9 +451,12 @@ impl UpperTree for MemTree {
         self.make(at, Kind::Char, 0, 0).map(drop)
     }
 
-    fn pin(&self, _node: &MemNode) -> Result<()> {
-        Ok(())
+    fn pin(&self, _node: &MemNode, _losing: Option<Place<'_, MemNode>>) -> Result<bool> {
+        // A node is the object itself.
+        Ok(true)
     }
+
+    fn known_by(&self, _node: &MemNode, _at: Place<'_, MemNode>, _own: bool) {}
 
     fn set_owner(&self, node: &MemNode, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
         let now = self.fs.now();

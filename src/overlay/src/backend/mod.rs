@@ -182,8 +182,11 @@ pub trait UpperTree: Tree {
     ) -> Result<()>;
     /// Puts a whiteout at a free name (EEXIST otherwise).
     fn whiteout(&self, at: Place<'_, Self::Node>) -> Result<()>;
-    /// Keeps the object reachable without its name, which is about to go.
-    fn pin(&self, node: &Self::Node) -> Result<()>;
+    /// Keeps the object reachable without its name `losing`, which is about to go; does nothing for what is known by another name. `false`: as many are kept as can be, and
+    /// the caller must give it a name in `work` ([`UpperTree::known_by`]). Without `losing` it is kept in any case.
+    fn pin(&self, node: &Self::Node, losing: Option<Place<'_, Self::Node>>) -> Result<bool>;
+    /// The object is known by another of its names from now on. `own`: one in `work` that nobody else uses; it goes with the node.
+    fn known_by(&self, node: &Self::Node, at: Place<'_, Self::Node>, own: bool);
     /// chown(2), not following.
     fn set_owner(&self, node: &Self::Node, uid: Option<u32>, gid: Option<u32>) -> Result<()>;
     /// chmod(2); `mode` is 07777 bits. Never called for a symlink.

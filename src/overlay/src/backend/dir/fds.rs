@@ -52,6 +52,12 @@ impl FdCache {
         Pinned(fds)
     }
 
+    /// Whether half of what the limit allows is pinned: what is removed and held is kept in another way then.
+    pub(super) fn is_full() -> bool {
+        let (soft, _) = limits::nofile();
+        SHARED.pinned.load(Ordering::Relaxed) as u64 >= soft / 2
+    }
+
     /// A quarter of what the limit leaves beside the pinned fds, at most 4,096: the rest is for open files.
     fn fit(&self) {
         let (soft, _) = limits::nofile();

@@ -232,16 +232,16 @@ impl DirTree {
     /// the mount where there is one, so that the mount itself is not kept busy.
     pub fn root_number(&self) -> Option<i32> {
         match &*self.root.0.place.read() {
-            Placed::Pinned(fd) => Some(process::number(fd.as_fd())),
-            Placed::Named { .. } | Placed::Gone => None,
+            Placed::Pinned(fd, _) => Some(process::number(fd.as_fd())),
+            Placed::Named { .. } | Placed::Kept { .. } | Placed::Gone => None,
         }
     }
 
     /// The number of the descriptor of the index of hard links; see [`DirTree::root_number`].
     pub fn index_number(&self) -> Option<i32> {
         match &*self.index.as_ref()?.0.place.read() {
-            Placed::Pinned(fd) => Some(process::number(fd.as_fd())),
-            Placed::Named { .. } | Placed::Gone => None,
+            Placed::Pinned(fd, _) => Some(process::number(fd.as_fd())),
+            Placed::Named { .. } | Placed::Kept { .. } | Placed::Gone => None,
         }
     }
 
@@ -327,7 +327,7 @@ fn root_node(fd: OwnedFd) -> plyfs_sys::Result<DirNode> {
     let inner = NodeInner {
         id: ObjectId::of(&stat),
         kind: stat.kind,
-        place: RwLock::new(Placed::Pinned(Arc::new(fd))),
+        place: RwLock::new(Placed::Pinned(Arc::new(fd), None)),
         fd: Mutex::new(None),
         used: AtomicBool::new(false),
     };
@@ -342,7 +342,7 @@ const FUSE: i64 = 0x6573_5546;
 /// Handles of FUSE are node ids, which most servers count anew at each mount: after it they would name other objects, and there is no UUID to tell by.
 fn handle_uuid(root: &DirNode) -> plyfs_sys::Result<Option<[u8; 16]>> {
     let place = root.0.place.read();
-    let Placed::Pinned(fd) = &*place else { return Ok(None) };
+    let Placed::Pinned(fd, _) = &*place else { return Ok(None) };
     if statfs::statfs(fd.as_fd())?.fs_type == FUSE {
         return Ok(None);
     }
