@@ -327,7 +327,7 @@ impl<T: UpperTree> Union<T> {
         }
         inode.add_name(&parent, name);
         // Once, as the kernel has it (I_LINKABLE): when it loses this name it stays without.
-        inode.linkable.store(false, Ordering::Relaxed);
+        inode.linkable.store(false, Ordering::Release);
         self.list_insert(&parent, name, &inode);
         drop(dir);
         self.entered(&inode)

@@ -50,6 +50,7 @@ impl<T: UpperTree> Union<T> {
 impl<T: Tree> Inode<T> {
     /// Whether link(2) may give the object a further name: it has one, or never had one and was made to get one. What has lost its last name stays without.
     pub(crate) fn may_be_linked(self: &Arc<Self>) -> bool {
-        self.a_name().is_some() || self.linkable.load(Ordering::Relaxed)
+        // In this order: a link that goes on adds the name before it takes the permission away, so that one of them is seen.
+        self.linkable.load(Ordering::Acquire) || self.a_name().is_some()
     }
 }

@@ -11,7 +11,9 @@ use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use plyfs_scheduled::backend::{Place, Tree as _, UpperTree};
-use plyfs_scheduled::{Behaviour, Caller, ChangeOptions, Ino, Layer, LayerStack, MemFs, MemTree, Name, OpenFlags, SetAttr, Union};
+use plyfs_scheduled::{
+    Behaviour, Caller, ChangeOptions, HandleId, Ino, Layer, LayerStack, MemFs, MemTree, Name, OpenFlags, SetAttr, Union,
+};
 use plyfs_sys::stat::{Kind, Stat};
 use shuttle::scheduler::{PctScheduler, RandomScheduler, ReplayScheduler, Scheduler};
 use shuttle::{Config, MaxSteps, Runner};
@@ -102,19 +104,48 @@ fn digest(tree: &MemTree, at: &<MemTree as plyfs_scheduled::backend::Tree>::Node
 /// Inodes that were looked up before the threads began.
 pub(crate) struct Held {
     by_path: BTreeMap<&'static str, Ino>,
+    /// A file without a name, if the scenario wants one.
+    nameless: Option<HandleId>,
+    /// File handles of all paths, if the scenario uses some.
+    handles: BTreeMap<&'static str, Vec<u8>>,
 }
+
+/// Stands for the path of a file without a name.
+pub(crate) const NAMELESS: &str = "#";
 
 const PATHS: [&str; 11] = ["a", "a/sub", "b", "b/d", "empty", "a/f", "a/sub/g", "b/f", "h1", "a/h2", "b/h3"];
 
 impl Held {
-    fn new(union: &Union<MemTree>, paths: &[&'static str]) -> Self {
+    fn new(union: &Union<MemTree>, scenario: Scenario) -> Self {
+        let mut held = Self::look_up(union, scenario.held);
+        if scenario.threads.iter().copied().flatten().any(|op| matches!(op, Op::Reopen(_))) {
+            let all = Self::look_up(union, &PATHS);
+            held.handles = all.by_path.iter().map(|(path, ino)| (*path, union.encode(*ino).unwrap())).collect();
+            all.forget(union);
+        }
+        held
+    }
+
+    fn look_up(union: &Union<MemTree>, paths: &[&'static str]) -> Self {
         let mut by_path = BTreeMap::from([("", Ino::ROOT)]);
+        let mut nameless = None;
         for path in paths {
+            if *path == NAMELESS {
+                let (attr, handle) = union.tmpfile(&Caller::default(), by_path["a"], 0o644, 0, true).unwrap();
+                by_path.insert(path, attr.node);
+                nameless = Some(handle);
+                continue;
+            }
             let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
             let attr = union.lookup(by_path[dir], &Name::new(name).unwrap()).unwrap().unwrap();
             by_path.insert(path, attr.node);
         }
-        Self { by_path }
+        Self { by_path, nameless, handles: BTreeMap::new() }
+    }
+
+    /// The file handle of what was under this path when the threads began.
+    pub(crate) fn handle(&self, path: &str) -> &[u8] {
+        &self.handles[path]
     }
 
     /// The inode that was under this path when the threads began; the root is "".
@@ -125,6 +156,9 @@ impl Held {
     fn forget(self, union: &Union<MemTree>) {
         for ino in self.by_path.into_values() {
             union.forget(ino, 1);
+        }
+        if let Some(handle) = self.nameless {
+            union.release(handle);
         }
     }
 }
@@ -310,7 +344,7 @@ impl Stage {
         let mut lower = String::new();
         digest(&layers.lower, &layers.lower.root(), &mut lower);
         let union = layers.union(scenario.metacopy);
-        let held = Held::new(&union, scenario.held);
+        let held = Held::new(&union, scenario);
         Self { layers, lower, union: Arc::new(union), held: Arc::new(held) }
     }
 

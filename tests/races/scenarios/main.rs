@@ -6,7 +6,7 @@
 mod lab;
 mod op;
 
-use crate::lab::Scenario;
+use crate::lab::{NAMELESS, Scenario};
 use crate::op::Op::*;
 
 #[test]
@@ -93,6 +93,21 @@ fn look_up_against_removing() {
     Scenario::of(&[&[Visit("a", "f")], &[Unlink("a", "f"), Chmod("a/f", 0o600)]]).check();
     Scenario::of(&[&[Visit("a", "f")], &[Rename("a", "f", "b", "f2"), Unlink("b", "f2"), Link("a/f", "b", "l")]]).check();
     Scenario::of(&[&[Visit("", "empty")], &[Rmdir("", "empty"), Create("empty", "new")]]).check();
+}
+
+#[test]
+fn file_handles_against_changes() {
+    let check = |threads, held| Scenario { threads, held, metacopy: false, copied: false }.check();
+    check(&[&[Reopen("a/sub/g")], &[Rename("", "a", "b", "a")]], &["b"]);
+    check(&[&[Reopen("a/f"), Reopen("a")], &[Rename("a", "f", "b", "f2"), Rename("b", "f2", "b", "f3")]], &["a", "b"]);
+    check(&[&[Reopen("a/f")], &[Unlink("a", "f"), Create("a", "f")], &[Reopen("a/f")]], &["a"]);
+    check(&[&[Reopen("h1")], &[Unlink("", "h1")]], &[]);
+}
+
+#[test]
+fn a_file_without_a_name_against_links() {
+    let check = |threads| Scenario { threads, held: &["a", "b", NAMELESS], metacopy: false, copied: false }.check();
+    check(&[&[Link(NAMELESS, "a", "l")], &[Link(NAMELESS, "b", "l")], &[Link(NAMELESS, "b", "l")]]);
 }
 
 #[test]

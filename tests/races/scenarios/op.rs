@@ -36,6 +36,8 @@ pub(crate) enum Op {
     Exchange(&'static str, &'static str, &'static str, &'static str),
     /// Reads a directory from its start to its end. What comes and goes meanwhile may be there or not (POSIX readdir()), but each of these names once.
     List(&'static str, &'static [&'static str]),
+    /// Finds what was under this path by its file handle, and forgets it.
+    Reopen(&'static str),
     /// Looks a name up, uses what was found, and forgets it.
     Visit(&'static str, &'static str),
     /// Looks a file up, reads it, and forgets it.
@@ -127,6 +129,11 @@ impl Op {
                     assert_eq!(names.iter().filter(|other| *other == name).count(), 1, "{dir}: {names:?}");
                 }
                 Ok(staying.iter().map(|name| format!("{name} {}", names.iter().any(|other| other == name))).collect::<Vec<_>>().join(" "))
+            }
+            Self::Reopen(path) => {
+                let attr = union.decode(held.handle(path))?;
+                union.forget(attr.node, 1);
+                Ok(format!("{:?}", attr.stat.kind))
             }
             Self::Visit(dir, there) => visit(union, held.ino(dir), &name(there)),
             Self::ReadFound(dir, file) => on_found(union, held.ino(dir), &name(file), false, |handle| {

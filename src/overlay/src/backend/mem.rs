@@ -69,6 +69,7 @@ impl MemFs {
             uid: 0,
             gid: 0,
             nlink,
+            linkable: false,
             atime: now,
             mtime: now,
             ctime: now,
@@ -99,6 +100,8 @@ struct State {
     uid: u32,
     gid: u32,
     nlink: u32,
+    /// Made without a name, and not linked yet (the kernel's I_LINKABLE).
+    linkable: bool,
     atime: Time,
     mtime: Time,
     ctime: Time,
@@ -368,6 +371,7 @@ impl UpperTree for MemTree {
 
     fn tmpfile(&self) -> Result<Option<(MemNode, MemNode)>> {
         let node = self.fs.inode(Kind::File, 0o600, 0);
+        node.0.state.lock().linkable = true;
         Ok(Some((node.clone(), node)))
     }
 
@@ -390,7 +394,15 @@ impl UpperTree for MemTree {
         if node.0.kind == Kind::Dir {
             return Err(Errno::PERM);
         }
-        self.insert(at, node)
+        {
+            let state = node.0.state.lock();
+            if state.nlink == 0 && !state.linkable {
+                return Err(Errno::NOENT);
+            }
+        }
+        self.insert(at, node)?;
+        node.0.state.lock().linkable = false;
+        Ok(())
     }
 
     fn unlink(&self, at: Place<'_, MemNode>) -> Result<()> {
