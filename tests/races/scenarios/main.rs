@@ -140,3 +140,12 @@ fn making_against_removing() {
     Scenario::of(&[&[Unlink("a", "f"), Create("a", "f")], &[Create("a", "f"), Unlink("a", "f")]]).check();
     Scenario::of(&[&[Mkdir("empty", "d")], &[Rename("", "a", "", "empty")]]).check();
 }
+
+#[test]
+fn hard_links_of_a_lower_file_against_each_other() {
+    Scenario::of(&[&[Stat("h1"), Stat("h1")], &[Chmod("a/h2", 0o600)]]).check();
+    Scenario::of(&[&[Chmod("h1", 0o600), Stat("h1")], &[Unlink("a", "h2")], &[Unlink("b", "h3")]]).check();
+    Scenario::of(&[&[Chmod("h1", 0o600)], &[Rename("a", "h2", "b", "h4")], &[Chmod("b/h3", 0o600)]]).check();
+    Scenario::of(&[&[Rename("", "h1", "a", "f")], &[Rename("a", "h2", "b", "h3")]]).check();
+    Scenario::of(&[&[Link("h1", "a", "l")], &[Link("a/h2", "b", "l")], &[Unlink("", "h1")]]).check();
+}
