@@ -32,6 +32,7 @@ enum Holder {
 /// Errors: those of [`DirTree::upper_with`]; the directory and the mount that uses it.
 pub(crate) fn open(place: &Writable, atime: MountAttrFlags) -> anyhow::Result<DirTree> {
     let begun = Instant::now();
+    let mut unknown = false;
     loop {
         let (what, path) = match DirTree::upper_with(&place.upper, &place.work, Some(atime)) {
             Err(LayerOpenError::InUse { what, path }) => (what, path),
@@ -39,6 +40,8 @@ pub(crate) fn open(place: &Writable, atime: MountAttrFlags) -> anyhow::Result<Di
         };
         match holder(place)? {
             Holder::Ending if begun.elapsed() < PATIENCE => std::thread::sleep(Duration::from_millis(5)),
+            // It may have ended since: a server removes its record last.
+            Holder::Unknown if !unknown => unknown = true,
             Holder::Mount(at) => {
                 let why = format!("in use by the union mounted at {}", at.display());
                 let remedy =
