@@ -103,7 +103,8 @@ pub(crate) fn lower(fd: BorrowedFd<'_>) -> anyhow::Result<DirTree> {
 
 /// Opens the lowers of a stack, the topmost first: those that merge, and those that hold only data.
 pub(crate) fn open(merged: &[PathBuf], data: &[PathBuf]) -> Result<Box<[Layer<DirTree>]>, LayerOpenError> {
-    let merged = merged.iter().map(|path| DirTree::lower(path).map(Layer::trusted));
+    let named = |path: &PathBuf, tree| Layer::trusted(tree).named(format!("layer {}", path.display()));
+    let merged = merged.iter().map(|path| DirTree::lower(path).map(|tree| named(path, tree)));
     merged.chain(data.iter().map(|path| DirTree::lower(path).map(Layer::data_only))).collect()
 }
 

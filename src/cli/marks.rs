@@ -63,7 +63,7 @@ pub(crate) fn check(union: &Union<DirTree>, params: &Params) -> anyhow::Result<(
         }
         return Ok(());
     }
-    let remedy = "mend the layer, or mount with --lenient, which shows it without the mark, read-only";
+    let remedy = "mend the layer, or mount it with 'plyfs mount --lenient', which shows it without the mark, read-only";
     Err(if more == 0 {
         failure(first.place(), &first.what, remedy)
     } else {

@@ -76,7 +76,7 @@ pub(crate) struct Args {
 
 /// Checks, forks, mounts.
 pub(crate) fn main(args: Args) -> anyhow::Result<ExitCode> {
-    let mut params = Params::parse_with(&args.options, |file| std::fs::read(file))?;
+    let mut params = Params::parse_with(&args.options, options_in)?;
     params.lenient |= args.lenient;
     let (source, place) = match args.places.as_slice() {
         [place] => (None, place),
@@ -121,6 +121,16 @@ pub(crate) fn main(args: Args) -> anyhow::Result<ExitCode> {
             Err(errno) => Err(died(&at(), errno)),
         },
     }
+}
+
+/// The text of a file of options.
+fn options_in(path: &Path) -> std::io::Result<Vec<u8>> {
+    use std::io::Read;
+    // Two thousand paths of the longest kind.
+    const MOST: u64 = 8 << 20;
+    let mut text = Vec::new();
+    std::fs::File::open(path)?.take(MOST + 1).read_to_end(&mut text)?;
+    if text.len() as u64 > MOST { Err(std::io::Error::other("it has more than 8 MiB")) } else { Ok(text) }
 }
 
 fn died(at: &str, how: impl std::fmt::Display) -> anyhow::Error {

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use plyfs_format::Change;
 use plyfs_fuse::ServeOptions;
-use plyfs_overlay::params::{Lowers, parse_paths};
+use plyfs_overlay::params::{Lowers, Params, Writable, parse_paths};
 use plyfs_overlay::{ChangeOptions, DirTree, Layer, LayerOpenError, LayerStack, check_overlap};
 use plyfs_runtime::{FdIndex, InnerPath, Launcher, Root, Spec};
 use plyfs_sys::mount::FuseOptions;
@@ -18,7 +18,7 @@ use plyfs_sys::root;
 use super::fail::{failure, need_root};
 use super::layers::{Pair, make_dir};
 use super::store::{Scratch, Store};
-use super::{daemon, diff, layers, mount, output};
+use super::{daemon, diff, layers, marks, mount, output};
 
 const MORE: &str = "\
 The directories are not changed: what the command writes goes to a layer of its own, which is
@@ -86,6 +86,8 @@ pub(crate) fn main(args: Args, root: Option<PathBuf>) -> anyhow::Result<ExitCode
     let behaviour = daemon::behaviour(place.scratch.is_some(), false);
     let upper = DirTree::upper(&place.pair.upper, &place.pair.work).inspect_err(|_| place.unmake())?;
     let union = daemon::make_union(stack(&lowers, upper)?, behaviour)?;
+    let writable = Some(Writable { upper: place.pair.upper.clone(), work: place.pair.work.clone() });
+    marks::check(&union, &Params { writable, ..Params::over(Vec::new()) }).inspect_err(|_| place.unmake())?;
     let options = FuseOptions { dev: false, ..daemon::shared_fuse_options() };
     let served = daemon::serve(&union, &options, ServeOptions::default(), "run")?;
     let mount = served.take_mount().ok_or_else(|| failure("run", "the mount was lost", "run it once more"))?;
@@ -120,7 +122,7 @@ fn changes(lowers: &Lowers, pair: &Pair) -> anyhow::Result<Vec<Change>> {
 
 fn stack(lowers: &Lowers, upper: DirTree) -> anyhow::Result<LayerStack<DirTree>> {
     let lowers = layers::open(&lowers.merged, &lowers.data)?;
-    Ok(LayerStack { upper: Some(Layer::trusted(upper)), lowers })
+    Ok(LayerStack { upper: Some(Layer::trusted(upper).named("the upper")), lowers })
 }
 
 fn absolute(what: &str, paths: Vec<PathBuf>) -> anyhow::Result<Vec<PathBuf>> {
