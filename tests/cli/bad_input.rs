@@ -182,6 +182,7 @@ fn options_in_a_file_that_will_not_do_are_refused() {
     let lab = Lab::layers();
     let file = lab.text("options");
     mount_refused(&lab, &format!("@{file}"), "m", &format!("option @{file}: No such file"), &["; correct the path"]);
+    mount_refused(&lab, "@/dev/zero", "m", "option @/dev/zero: it has more than 8 MiB", &["; correct the path"]);
     for (text, begin, remedy) in [
         ("# nothing\n", "option lowerdir: not given", "; name at least one"),
         ("lowerdir=a\nnonsense\n", "option nonsense: unknown", "; see "),

@@ -87,7 +87,7 @@ fn marks_that_cannot_be_honoured_are_refused_by_layer_path_and_mark() {
 fn what_a_mount_refuses_is_no_root_of_a_command() {
     need_mounts!();
     let lab = lab();
-    xattr(&lab.path("a/d"), "trusted.overlay.nonsense", b"y");
+    mark(lab.path("a/d"), "trusted.overlay.nonsense", b"y");
     let begin = format!("layer {}: /d: ", lab.text("a"));
     lab.plyfs(&["run", "--rootfs", "a:b", "--", "/bin/true"]).refused(125, &begin, &["nonsense", "; mend the layer"]);
 }
