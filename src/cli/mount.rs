@@ -27,7 +27,7 @@ Options, separated by commas or given by several -o:
   userxattr         marks are in user.* attributes, as of kernel overlayfs and fuse-overlayfs
   whiteout=aufs     whiteouts of the lower directories are files, by the names of AUFS
   xattr_permissions=2  owners and modes of lower files are those of user.containers.override_stat;
-                    goes with one of the two above, and implies nosuid and nodev
+                    goes with one of the two above, not with upperdir, and implies nosuid and nodev
   lenient           as --lenient
   volatile          do not wait for the disk; after a crash of the machine U is not to be trusted
   fsname=NAME       what the mount table shows as the source [default: plyfs]

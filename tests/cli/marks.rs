@@ -200,8 +200,7 @@ fn owners_in_attributes_count_where_asked_for_and_make_no_device_or_set_uid() {
         assert_eq!(seen("d").1, 0);
         assert_eq!(seen("low").0 & 0o170_000, 0o100_000);
     }
-    let options = format!("userxattr,xattr_permissions=2,{}", lab.options());
-    let mounted = lab.mount(&options);
+    let mounted = lab.mount(&format!("userxattr,xattr_permissions=2,lowerdir={}:{}", lab.text("a"), lab.text("b")));
     assert_eq!(seen("sh"), (0o104_755, 7, 8, 0));
     assert_eq!(seen("d"), (0o042_750, 9, 9, 0));
     assert_eq!(seen("low"), (0o060_600, 0, 0, rustix::fs::makedev(7, 0)));
@@ -209,19 +208,24 @@ fn owners_in_attributes_count_where_asked_for_and_make_no_device_or_set_uid() {
     assert!(fs::symlink_metadata(lab.path("m/top")).is_err(), "no owner can be told");
     let (_, _, flags) = crate::lab::mount_at(&mounted.0).unwrap();
     assert!(flags.contains("nosuid") && flags.contains("nodev"), "{flags}");
-    // Copied up the owner is the file's own, and the attribute of nobody's interest any more.
-    fs::write(lab.path("m/d/new"), "").unwrap();
-    assert!(Command::new("touch").arg(lab.path("m/sh")).status().unwrap().success());
-    let upper = fs::metadata(lab.path("u/sh")).unwrap();
-    assert_eq!((upper.mode(), upper.uid(), upper.gid()), (0o104_755, 7, 8));
-    let mut names = vec![0; 1024];
-    let length = rustix::fs::llistxattr(lab.path("u/sh"), &mut names[..]).unwrap();
-    assert!(!String::from_utf8_lossy(&names[..length]).contains("containers"));
-    assert_eq!(seen("d"), (0o042_750, 9, 9, 0));
-    lab.plyfs(&["umount", "m"]).ok();
-    drop(mounted);
-    let _mounted = lab.mount(&options);
-    assert_eq!(seen("sh"), (0o104_755, 7, 8, 0));
+    let touched = fs::File::options().write(true).open(lab.path("m/sh")).unwrap_err();
+    assert_eq!(touched.raw_os_error(), Some(30), "read-only");
+}
+
+#[test]
+fn owners_that_users_can_forge_come_into_no_upper() {
+    need_mounts!();
+    let lab = Lab::layers();
+    fs::copy("/bin/true", lab.path("a/su")).unwrap();
+    std::os::unix::fs::chown(lab.path("a/su"), Some(65534), Some(65534)).unwrap();
+    mark(lab.path("a/su"), "user.containers.override_stat", b"0:0:04777");
+    for dialect in ["userxattr", "whiteout=aufs", "userxattr,whiteout=aufs", "userxattr,ro"] {
+        let options = format!("{dialect},xattr_permissions=2,{}", lab.options());
+        let done = lab.plyfs(&["mount", "-o", &options, "m"]);
+        let _mounted = Mounted(lab.path("m"));
+        done.refused(1, "option xattr_permissions: not with upperdir, ", &["; leave out upperdir and workdir, which mounts read-only"]);
+        assert_eq!(fs::read_dir(lab.path("u")).unwrap().count(), 0);
+    }
 }
 
 /// Everything that shows in `m`, in words.

@@ -52,7 +52,7 @@ pub struct Params {
     pub user_xattr: bool,
     /// `whiteout=aufs`: whiteouts of the lowers are file names, beside those of the other forms.
     pub aufs_lowers: bool,
-    /// `xattr_permissions=2`: owner, mode and kind in the lowers are those of `user.containers.override_stat`.
+    /// `xattr_permissions=2`: owner, mode and kind in the lowers are those of `user.containers.override_stat`. Only without an upper.
     pub override_stat: bool,
     /// `lenient`: what bears a mark that cannot be honoured is shown without it, read-only.
     pub lenient: bool,
@@ -568,6 +568,11 @@ impl Builder {
                 return contradiction("workdir", "given without upperdir; add upperdir=DIR, or leave workdir out for a read-only mount");
             }
         };
+        if params.override_stat && params.writable.is_some() {
+            let why = "not with upperdir, where a copy would have the owner and mode that every owner of a lower file can forge; \
+                       leave out upperdir and workdir, which mounts read-only, or leave it out";
+            return contradiction("xattr_permissions", why);
+        }
         if params.metacopy && params.live_lowers {
             return contradiction("metacopy", "with lower=live the data of a file would change below its size; leave one of them out");
         }

@@ -150,6 +150,8 @@ fn contradictions_name_the_option_and_the_remedy() {
         ("lowerdir=/a,fsync=2", "option fsync=2: the value must be 0 or 1; "),
         ("lowerdir=/a,metacopy=on,userxattr", "option metacopy: not with userxattr, "),
         ("lowerdir=/a,xattr_permissions=2", "option xattr_permissions: only layers of other tools keep owners so; "),
+        ("lowerdir=/a,upperdir=/u,workdir=/w,userxattr,xattr_permissions=2", "option xattr_permissions: not with upperdir, "),
+        ("lowerdir=/a,upperdir=/u,workdir=/w,whiteout=aufs,xattr_permissions=2,ro", "option xattr_permissions: not with upperdir, "),
         ("lowerdir=/a,whiteout=no", "option whiteout=no: the value must be auto, overlay or aufs; "),
         ("lowerdir=/a,lower=dead", "option lower=dead: the value must be live; "),
         ("lowerdir=/a,redirect_dir", "option redirect_dir: it needs a value; "),
@@ -183,7 +185,7 @@ prop_compose! {
             metacopy: metacopy && !live_lowers && !user_xattr,
             writable: writable.then(|| Writable { upper: pair[0].clone(), work: pair[1].clone() }),
             live_lowers, volatile, read_only, dev, suid, exec, atime, no_dir_atime, debug, lenient, user_xattr, aufs_lowers,
-            override_stat: overrides && (user_xattr || aufs_lowers),
+            override_stat: overrides && !writable && (user_xattr || aufs_lowers),
             fsname: fsname.map(PathBuf::into_os_string),
         }
     }
