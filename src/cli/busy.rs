@@ -64,6 +64,14 @@ pub(crate) fn elsewhere(dev: (u32, u32)) -> Vec<u32> {
     holders
 }
 
+/// Whether a server still has a mount to serve; it has where that cannot be seen.
+pub(crate) fn serves(pid: u32) -> bool {
+    match fs::read_dir(format!("/proc/{pid}/fd")) {
+        Ok(mut fds) => fds.any(|fd| fd.is_ok_and(|fd| fs::read_link(fd.path()).is_ok_and(|to| to == Path::new("/dev/fuse")))),
+        Err(error) => error.kind() != std::io::ErrorKind::NotFound,
+    }
+}
+
 fn processes() -> impl Iterator<Item = (u32, PathBuf)> {
     fs::read_dir("/proc").into_iter().flatten().filter_map(|entry| {
         let entry = entry.ok()?;

@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use plyfs_sys::mount::MountInfo;
 use plyfs_sys::{Errno, mount, process};
@@ -13,6 +14,9 @@ use super::{busy, fail, mounts};
 
 /// How often to look whether the server is held by somebody else's mount namespace, in milliseconds.
 const LOOK: u32 = 1000;
+
+/// How long a server may go on for somebody who shows in no table of mounts.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Unmount unions.
 #[derive(Debug, clap::Args)]
@@ -80,6 +84,7 @@ fn server(mount: &MountInfo) -> Option<(u32, OwnedFd)> {
 
 fn wait(place: &Path, pid: u32, server: &OwnedFd, dev: (u32, u32)) -> anyhow::Result<()> {
     let at = || format!("umount {}", place.display());
+    let begun = Instant::now();
     loop {
         let ended = process::poll_in(&[server.as_fd()], Some(LOOK)).map_err(|errno| failure(at(), errno, "see whether it is unmounted"))?;
         if ended.first() == Some(&true) {
@@ -87,11 +92,14 @@ fn wait(place: &Path, pid: u32, server: &OwnedFd, dev: (u32, u32)) -> anyhow::Re
         }
         let here = mounts::table()?.iter().any(|mount| mount.dev == dev);
         let elsewhere = busy::elsewhere(dev);
-        if here || !elsewhere.is_empty() {
-            let who = match elsewhere.first() {
-                Some(other) if !here => format!("the mount namespace of pid {other}"),
-                _ => "another mountpoint".to_owned(),
-            };
+        // A layer of another mount is a copy of this one that is in no table. Without a user the server is about to end, which may take its time.
+        let hidden = || begun.elapsed() >= PATIENCE && busy::serves(pid);
+        let who = match elsewhere.first() {
+            _ if here => Some("another mountpoint".to_owned()),
+            Some(other) => Some(format!("the mount namespace of pid {other}")),
+            None => hidden().then(|| "whoever still uses it, as another mount does that has a layer in it".to_owned()),
+        };
+        if let Some(who) = who {
             note(format_args!("{}: unmounted here; its server (pid {pid}) goes on for {who}", at()));
             return Ok(());
         }

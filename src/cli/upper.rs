@@ -1,7 +1,6 @@
 //! The upper of a mount, which the server of the last one may still hold: umount(2) of a FUSE filesystem returns before its server has ended.
 
 use std::fs;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -11,18 +10,21 @@ use plyfs_overlay::{DirTree, LayerOpenError};
 use plyfs_sys::mount::MountAttrFlags;
 
 use super::fail::failure;
-use super::mounts;
 use super::record::Record;
+use super::{busy, mounts};
 
-/// How long a server may take to end once nobody can reach its mount.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long to wait for a server whose mount has left its place.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long it may take to end once it has nothing to serve.
+const LAST: Duration = Duration::from_secs(30);
 
 /// Who has an upper or work directory.
 enum Holder {
     /// The union that is mounted there.
     Mount(PathBuf),
     /// A server whose mount is gone from the table.
-    Ending,
+    Ending(Box<Record>),
     /// Somebody who left no record.
     Unknown,
 }
@@ -39,7 +41,13 @@ pub(crate) fn open(place: &Writable, atime: MountAttrFlags) -> anyhow::Result<Di
             other => return Ok(other?),
         };
         match holder(place)? {
-            Holder::Ending if begun.elapsed() < PATIENCE => std::thread::sleep(Duration::from_millis(5)),
+            Holder::Ending(record) => {
+                let waited = begun.elapsed();
+                if waited >= PATIENCE && (waited >= LAST || busy::serves(record.pid)) {
+                    return Err(held(&format!("{what} {}", path.display()), &record));
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
             // It may have ended since: a server removes its record last.
             Holder::Unknown if !unknown => unknown = true,
             Holder::Mount(at) => {
@@ -48,9 +56,26 @@ pub(crate) fn open(place: &Writable, atime: MountAttrFlags) -> anyhow::Result<Di
                     format!("unmount that one first with 'plyfs umount {}', or give this one a directory of its own", at.display());
                 return Err(failure(format_args!("{what} {}", path.display()), why, remedy));
             }
-            Holder::Ending | Holder::Unknown => return Err(LayerOpenError::InUse { what, path }.into()),
+            Holder::Unknown => return Err(LayerOpenError::InUse { what, path }.into()),
         }
     }
+}
+
+/// The error of one who finds a server at work that is at no mountpoint any more.
+fn held(at: &str, record: &Record) -> anyhow::Error {
+    let pid = record.pid;
+    let elsewhere = "or give this one a directory of its own";
+    if let Some(other) = busy::elsewhere(record.dev).first() {
+        let why = format!("in use: its server (pid {pid}) still serves the mount namespace of pid {other}");
+        return failure(at, why, format_args!("unmount it there, {elsewhere}"));
+    }
+    if busy::serves(pid) {
+        let why = format!(
+            "in use: its server (pid {pid}) still serves a mount that is no longer at its place (lazily unmounted, or a layer of another mount)"
+        );
+        return failure(at, why, format_args!("end what uses it, as by unmounting that other mount, {elsewhere}"));
+    }
+    failure(at, format_args!("in use: its server (pid {pid}) has not ended yet"), format_args!("wait for that, {elsewhere}"))
 }
 
 fn holder(place: &Writable) -> anyhow::Result<Holder> {
@@ -64,5 +89,8 @@ fn holder(place: &Writable) -> anyhow::Result<Holder> {
     let Some(record) = Record::live().into_iter().find(uses) else { return Ok(Holder::Unknown) };
     let table = mounts::table()?;
     let mount = table.iter().find(|mount| mount.dev == record.dev && mounts::is_plyfs(mount));
-    Ok(mount.map_or(Holder::Ending, |mount| Holder::Mount(PathBuf::from(std::ffi::OsStr::from_bytes(&mount.mountpoint)))))
+    Ok(match mount {
+        Some(mount) => Holder::Mount(mounts::mountpoint(mount).to_owned()),
+        None => Holder::Ending(Box::new(record)),
+    })
 }

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::lab::{Lab, Process, is_mountpoint, need_mounts, server, until};
+use crate::lab::{Lab, Mounted, Process, is_mountpoint, need_mounts, server, until};
 
 #[test]
 fn a_mount_in_use_stays_and_its_users_are_named() {
@@ -93,4 +93,46 @@ fn a_copy_of_the_mount_elsewhere_is_told_and_not_waited_for() {
     assert!(done.err.starts_with("plyfs: umount m: unmounted here; its server (pid "), "{done:?}");
     other.0.kill().unwrap();
     other.0.wait().unwrap();
+}
+
+/// Unmounts `m`, which something holds that shows in no table of mounts, and tries to mount its upper again; `release` lets it go.
+#[track_caller]
+fn held_out_of_sight(lab: &Lab, release: impl FnOnce()) {
+    let pid = server(&lab.path("m"));
+    let done = lab.plyfs(&["umount", "m"]);
+    assert_eq!((done.code, done.err.lines().count()), (Some(0), 1), "{done:?}");
+    let begin = format!("plyfs: umount m: unmounted here; its server (pid {pid}) goes on for ");
+    assert!(done.err.starts_with(&begin), "{done:?}");
+    assert!(!is_mountpoint(&lab.path("m")));
+    let why = format!("in use: its server (pid {pid}) still serves a mount that is no longer at its place ");
+    lab.plyfs(&["mount", "-o", &lab.options(), "m"]).refused(1, "upperdir ", &[&why, "; end what uses it"]);
+    release();
+    let _again = lab.mount(&lab.options());
+}
+
+#[test]
+fn a_mount_with_a_layer_of_another_union_is_unmounted_and_its_server_told() {
+    need_mounts!();
+    let lab = Lab::layers();
+    let _mounted = lab.mount(&lab.options());
+    for dir in ["m/lower", "u2", "w2", "m2"] {
+        fs::create_dir(lab.path(dir)).unwrap();
+    }
+    lab.plyfs(&["mount", "-o", "lowerdir=m/lower,upperdir=u2,workdir=w2", "m2"]).ok();
+    let _other = Mounted(lab.path("m2"));
+    held_out_of_sight(&lab, || drop(lab.plyfs(&["umount", "m2"]).ok()));
+}
+
+#[test]
+fn a_mount_with_a_layer_of_kernel_overlayfs_is_unmounted_and_its_server_told() {
+    need_mounts!();
+    let lab = Lab::layers();
+    let _mounted = lab.mount(&lab.options());
+    fs::create_dir(lab.path("o")).unwrap();
+    let options = format!("lowerdir={}:{}", lab.text("m/d"), lab.text("a"));
+    if !Command::new("mount").args(["-t", "overlay", "overlay", "-o", &options]).arg(lab.path("o")).status().unwrap().success() {
+        crate::skip::skip!("needs kernel overlayfs");
+    }
+    let other = Mounted(lab.path("o"));
+    held_out_of_sight(&lab, || drop(other));
 }
