@@ -123,6 +123,7 @@ fn of_layers(
     params: &Params,
     options: &ChangeOptions,
 ) -> anyhow::Result<Vec<Change>> {
+    marks::can_be_read(at)?;
     let upper = Some(marks::upper(DirTree::upper_readonly(upper, index)?, upper, params));
     let lowers = marks::open(&lowers.merged, &lowers.data, params)?;
     let behaviour = Behaviour { lenient: params.lenient, ..Behaviour::default() };

@@ -1,15 +1,33 @@
 //! How the layers of a mount spell their marks, and what is seen of that before it is made.
 
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use plyfs_format::Dialect;
 use plyfs_overlay::params::Params;
 use plyfs_overlay::{DirTree, Layer, LayerOpenError, Union};
+use plyfs_sys::at::{self, At};
+use plyfs_sys::{Errno, process};
 
 use super::fail::{failure, note};
 
 /// As many marks as are told one by one.
 const TOLD: usize = 20;
+
+/// Sees that this process is shown the attributes in which layers keep their marks: the kernel hides them from others as if they were not there.
+pub(crate) fn can_be_read(at: &str) -> anyhow::Result<()> {
+    let remedy = "run it as root, outside of a container or user namespace";
+    // Who may read them may also take one away from a file of his own.
+    let probe = process::memory_file(c"plyfs").and_then(|file| at::remove_xattr(At::Fd(file.as_fd()), b"trusted.plyfs"));
+    match probe {
+        Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
+        Err(Errno::PERM | Errno::ACCESS) => {
+            let why = "the kernel shows trusted.* attributes, the marks of layers, only to root with CAP_SYS_ADMIN";
+            Err(failure(at, why, remedy))
+        }
+        Err(errno) => Err(failure(at, format_args!("cannot see whether trusted.* attributes can be read: {errno}"), remedy)),
+    }
+}
 
 /// The dialect that is written: that of the upper, whose lowers may be of another one.
 fn written(params: &Params) -> Dialect {

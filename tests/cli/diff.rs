@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use crate::lab::{Lab, PLYFS, finish, name, need_mounts, server, until};
@@ -159,4 +160,29 @@ fn all_names_of_a_changed_hard_link_are_told() {
     until("it lets go of the upper", || fs::File::open(lab.path("u")).unwrap().try_lock().is_ok());
     same(&lab, &args, lines);
     lab.plyfs(&["diff", "--upper", "u", "--lower", "a:b", "--workdir", "a"]).refused(1, "workdir a: ", &["index", "give the directory"]);
+}
+
+/// `u` over `a` and `b` as they are after changes whose marks are needed to see them.
+fn change_by_marks(lab: &Lab, options: &str) {
+    let _mounted = lab.mount(options);
+    fs::write(lab.path("m/d/g"), "").unwrap();
+    fs::remove_dir_all(lab.path("m/d")).unwrap();
+    fs::create_dir(lab.path("m/d")).unwrap();
+}
+
+#[test]
+fn layers_whose_marks_cannot_be_read_are_not_compared() {
+    need_mounts!();
+    let lab = Lab::layers();
+    change_by_marks(&lab, &lab.options());
+    let args = ["diff", "--upper", "u", "--lower", "a:b"];
+    assert_eq!(lab.plyfs(&args).ok().text(), "C /d\nD /d/f\n");
+    let program = lab.path("plyfs");
+    fs::copy(PLYFS, &program).unwrap();
+    let begin = "diff u: the kernel shows trusted.* attributes, ";
+    finish(lab.command(&program).args(args).uid(65534).gid(65534)).refused(1, begin, &["; run it as root"]);
+    // Root of a user namespace is none.
+    if Command::new("unshare").args(["-U", "-r", "true"]).status().is_ok_and(|status| status.success()) {
+        finish(lab.command("unshare").args(["-U", "-r"]).arg(&program).args(args)).refused(1, begin, &["; run it as root"]);
+    }
 }
