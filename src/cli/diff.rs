@@ -21,7 +21,7 @@ use super::{marks, mounts, output};
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The mountpoint of a union
-    #[arg(value_name = "MOUNTPOINT", required_unless_present = "upper", conflicts_with_all = ["upper", "lower"])]
+    #[arg(value_name = "MOUNTPOINT", required_unless_present = "upper", conflicts_with_all = ["upper", "lower", "workdir", "options"])]
     operand: Option<OsString>,
     /// What the operand is, where it could be several things
     #[arg(long = "type", value_name = "TYPE", requires = "operand")]
@@ -35,6 +35,9 @@ pub(crate) struct Args {
     /// And the work directory of the upper, which knows all names of hard links
     #[arg(long, value_name = "DIR", requires = "upper")]
     workdir: Option<PathBuf>,
+    /// How their marks are spelled, as the options of their mount say: userxattr, whiteout=aufs
+    #[arg(short, value_name = "OPTIONS", requires = "upper")]
+    options: Vec<OsString>,
     #[command(flatten)]
     show: Show,
 }
@@ -72,7 +75,7 @@ pub(crate) fn main(args: Args) -> anyhow::Result<ExitCode> {
                 lowers.all().map(|lower| ("lowerdir", lower.as_path())).chain([("upperdir", upper.as_path())]).collect();
             check_overlap(&layers)?;
             let index = args.workdir.as_deref().map(index_of).transpose()?;
-            let params = Params::over(lowers.merged.clone());
+            let params = Params::dialect(&args.options)?;
             of_layers(&format!("diff {}", upper.display()), (upper, index.as_deref()), &lowers, &params, &args.show.options())?
         }
         _ => return Err(failure("diff", "nothing to compare", "give a mountpoint, or --upper and --lower")),

@@ -186,3 +186,53 @@ fn layers_whose_marks_cannot_be_read_are_not_compared() {
         finish(lab.command("unshare").args(["-U", "-r"]).arg(&program).args(args)).refused(1, begin, &["; run it as root"]);
     }
 }
+
+#[test]
+fn layers_that_are_not_mounted_are_compared_in_their_dialect() {
+    need_mounts!();
+    for dialect in ["userxattr", "whiteout=aufs", "userxattr,whiteout=aufs"] {
+        let lab = Lab::layers();
+        fs::create_dir_all(lab.path("b/e")).unwrap();
+        fs::write(lab.path("b/e/hidden"), "").unwrap();
+        if dialect.contains("aufs") {
+            fs::create_dir(lab.path("a/e")).unwrap();
+            fs::write(lab.path("a/e/.wh..wh..opq"), "").unwrap();
+        }
+        let options = format!("{dialect},{}", lab.options());
+        let mounted = lab.mount(&options);
+        fs::remove_dir_all(lab.path("m/d")).unwrap();
+        fs::create_dir(lab.path("m/d")).unwrap();
+        fs::remove_dir_all(lab.path("m/e")).unwrap();
+        fs::create_dir(lab.path("m/e")).unwrap();
+        fs::write(lab.path("m/e/new"), "").unwrap();
+        let lines = lab.plyfs(&["diff", "m"]).ok().text();
+        assert!(lines.contains("D /d/f\n") && lines.contains("A /e/new\n"), "{lines}");
+        drop(mounted);
+        let args = ["diff", "--upper", "u", "--lower", "a:b", "-o"];
+        assert_eq!(lab.plyfs(&[&args[..], &[dialect]].concat()).ok().text(), lines, "{dialect}");
+        let each: Vec<&str> = dialect.split(',').flat_map(|option| ["-o", option]).collect();
+        assert_eq!(lab.plyfs(&[&args[..5], &each].concat()).ok().text(), lines, "{dialect}");
+    }
+}
+
+#[test]
+fn options_that_are_no_dialect_are_refused_by_name() {
+    let lab = Lab::layers();
+    for (option, parts) in [
+        ("lowerdir=a", "say --upper, --lower and --workdir"),
+        ("upperdir=u", "say --upper, --lower and --workdir"),
+        ("userxattr,ro", "leave it out"),
+        ("xattr_permissions=2", "leave it out"),
+        ("lenient", "leave it out"),
+        ("@file", "leave it out"),
+        ("nonsense", "unknown; "),
+        ("whiteout=docker", "the value must be auto, overlay or aufs; "),
+        ("userxattr=1", "it takes no value; "),
+    ] {
+        let done = lab.plyfs(&["diff", "--upper", "u", "--lower", "a:b", "-o", option]);
+        let name = option.rsplit(',').next().unwrap().split('=').next().unwrap();
+        done.refused(1, &format!("option {name}"), &[parts]);
+    }
+    lab.plyfs(&["diff", "-o", "userxattr", "m"]).refused(1, "diff: ", &["cannot be used with", "-o"]);
+    lab.plyfs(&["diff", "--workdir", "w", "m"]).refused(1, "diff: ", &["cannot be used with", "--workdir"]);
+}

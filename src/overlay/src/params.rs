@@ -278,6 +278,33 @@ impl Params {
         builder.finish()
     }
 
+    /// Reads options that say how layers are to be read, `userxattr` and `whiteout`, for layers that are named elsewhere: there are none in the result.
+    ///
+    /// Errors: [`ParamError`]; every other option is refused by its name.
+    pub fn dialect<S: AsRef<OsStr>>(options: impl IntoIterator<Item = S>) -> Result<Self, ParamError> {
+        let mut builder = Builder { params: Self::over(Vec::new()), listed: false, upper: None, work: None };
+        for list in options {
+            for option in split(list.as_ref().as_bytes()) {
+                let name = option.split(|&byte| byte == b'=').next().unwrap_or_default();
+                let why = match name {
+                    b"userxattr" | b"whiteout" => {
+                        builder.take(option)?;
+                        continue;
+                    }
+                    b"lowerdir" | b"lowerdir+" | b"datadir+" | b"upperdir" | b"workdir" => {
+                        "layers are not named so here; say --upper, --lower and --workdir"
+                    }
+                    _ if rule(name).is_some() || name.starts_with(b"@") => {
+                        "only userxattr and whiteout say how layers are compared; leave it out"
+                    }
+                    _ => return Err(ParamError::Unknown(String::from_utf8_lossy(option).into_owned())),
+                };
+                return Err(ParamError::Refused { option: String::from_utf8_lossy(option).into_owned(), why });
+            }
+        }
+        Ok(builder.params)
+    }
+
     /// A read-only union of these lowers, topmost first, with every other option at its default.
     pub fn over(lowers: Vec<PathBuf>) -> Self {
         Self {
