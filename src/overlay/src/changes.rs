@@ -10,6 +10,7 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use plyfs_format::{Change, ChangeKind};
+use plyfs_sys::Errno;
 use plyfs_sys::stat::{Kind, Stat, Time};
 
 use crate::backend::{ObjectId, Tree, UpperTree};
@@ -47,6 +48,13 @@ struct Pair<T: Tree> {
     before: Vec<LowerObject<T>>,
     /// Nothing but the upper's own entries can differ.
     plain: bool,
+}
+
+/// A name that may differ.
+struct Candidate {
+    name: Name,
+    /// The upper has it, or the directory is not where it was: else only a name of a hard link may differ.
+    of_upper: bool,
 }
 
 /// What one view holds under a name.
@@ -113,18 +121,35 @@ impl<T: UpperTree> Union<T> {
         // A loop, not recursion: the depth of the tree is not ours to choose.
         let mut todo = vec![Pair { path: Vec::new(), upper, merged: lowers.clone(), before: lowers, plain: true }];
         while let Some(pair) = todo.pop() {
-            self.compare_dir(&pair, options, &mut walk, &mut todo)?;
+            match self.compare_dir(&pair, options, &mut walk, &mut todo) {
+                // Somebody removed it from a live lower. Nothing of the upper is in it, only a name of a hard link might have been.
+                Err(error) if pair.upper.is_none() && pair.plain && error.errno() == Errno::STALE => {
+                    tracing::debug!(path = %pair.path.escape_ascii(), "a directory went away while it was looked at");
+                }
+                other => other?,
+            }
         }
         Ok(walk.found.into_iter().map(|(path, kind)| Change { kind, path }).collect())
     }
 
     fn compare_dir(&self, pair: &Pair<T>, options: &ChangeOptions, walk: &mut Walk<T>, todo: &mut Vec<Pair<T>>) -> Result<()> {
-        for name in self.candidates(pair, &walk.aliases)? {
+        for Candidate { name, of_upper } in self.candidates(pair, &walk.aliases)? {
             let mut path = pair.path.clone();
             path.push(b'/');
             path.extend_from_slice(&name);
             let now = self.seen_now(pair, &name, &walk.aliases)?;
             walk.aliases.left -= i64::from(now.as_ref().is_some_and(|now| now.alias));
+            if !of_upper {
+                // Only a name of a hard link differs here. Whatever else others do to a live lower meanwhile is no change of the upper's.
+                match now {
+                    Some(now) if now.stat.kind == Kind::Dir => {
+                        todo.push(Pair { path, upper: now.upper, merged: now.lowers.clone(), before: now.lowers, plain: true });
+                        continue;
+                    }
+                    Some(Seen { alias: true, .. }) => {}
+                    _ => continue,
+                }
+            }
             let before = self.seen_before(pair, &name)?;
             match (now, before) {
                 (None, None) => {}
@@ -156,24 +181,26 @@ impl<T: UpperTree> Union<T> {
     }
 
     /// The names that may differ: the upper's own, and all of both views where the directory is not where it was.
-    fn candidates(&self, pair: &Pair<T>, aliases: &Aliases<T>) -> Result<Vec<Name>> {
+    fn candidates(&self, pair: &Pair<T>, aliases: &Aliases<T>) -> Result<Vec<Candidate>> {
         let mut names: Vec<Name> = Vec::new();
+        let all = |names: Vec<Name>, of_upper| names.into_iter().map(move |name| Candidate { name, of_upper });
         if pair.plain {
             if let (Some(layer), Some(node)) = (&self.stack.upper, &pair.upper) {
                 let entries = layer.tree.read_dir(node).attempt("read the upper directory")?;
                 names.extend(entries.iter().filter_map(|entry| Name::new(&entry.name).ok()));
             }
+            let mut others: Vec<Name> = Vec::new();
             if aliases.left > 0 {
                 let merged = self.merged_names(pair.upper.as_ref(), &pair.merged)?;
-                names.extend(merged.into_iter().filter(|entry| entry.source == Source::Lower && aliases.is_wanted(entry)).map(|e| e.name));
+                others.extend(merged.into_iter().filter(|entry| entry.source == Source::Lower && aliases.is_wanted(entry)).map(|e| e.name));
             }
-            return Ok(names);
+            return Ok(all(names, true).chain(all(others, false)).collect());
         }
         names.extend(self.merged_names(pair.upper.as_ref(), &pair.merged)?.into_iter().map(|entry| entry.name));
         names.extend(self.merged_names(None, &pair.before)?.into_iter().map(|entry| entry.name));
         names.sort_unstable();
         names.dedup();
-        Ok(names)
+        Ok(all(names, true).collect())
     }
 
     /// The objects whose names may not all be in the upper tree: from the index, or without it from the marks of the names that are there.
