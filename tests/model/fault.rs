@@ -2,7 +2,7 @@
 //! tried; never half of it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use plyfs_overlay::backend::{Handle, ObjectId, Place, RawEntry, Rename, Seek, Trace, Tree, UpperTree};
 use plyfs_overlay::{Behaviour, Layer, LayerStack, MemTree, Name as Checked, Union};
@@ -27,28 +27,46 @@ type Node = <MemTree as Tree>::Node;
 const INJECTED: Errno = Errno::HWPOISON;
 
 /// How many calls still pass; at 0 one fails. Negative: all pass.
-#[derive(Default)]
-struct Fuse(AtomicI64);
+pub(crate) struct Fuse {
+    left: AtomicI64,
+    /// All that come after the one that fails fail, too.
+    dead: AtomicBool,
+}
+
+impl Default for Fuse {
+    fn default() -> Self {
+        Self { left: AtomicI64::new(-1), dead: AtomicBool::new(false) }
+    }
+}
 
 impl Fuse {
     fn burn(&self) -> Result<()> {
-        if self.0.load(Ordering::Relaxed) >= 0 && self.0.fetch_sub(1, Ordering::Relaxed) == 0 { Err(INJECTED) } else { Ok(()) }
+        if self.left.load(Ordering::Relaxed) < 0 {
+            return if self.dead.load(Ordering::Relaxed) { Err(INJECTED) } else { Ok(()) };
+        }
+        if self.left.fetch_sub(1, Ordering::Relaxed) == 0 { Err(INJECTED) } else { Ok(()) }
     }
 
     fn arm(&self, calls: i64) {
-        self.0.store(calls, Ordering::Relaxed);
+        self.left.store(calls, Ordering::Relaxed);
+    }
+
+    /// As if the server were killed after so many calls.
+    pub(crate) fn kill_after(&self, calls: i64) {
+        self.arm(calls);
+        self.dead.store(true, Ordering::Relaxed);
     }
 
     /// Whether a call has failed since it was armed.
-    fn disarm(&self) -> bool {
-        self.0.swap(-1, Ordering::Relaxed) < 0
+    pub(crate) fn disarm(&self) -> bool {
+        self.left.swap(-1, Ordering::Relaxed) < 0
     }
 }
 
 /// A memory layer behind a fuse.
 pub(crate) struct Fault {
-    tree: MemTree,
-    fuse: Arc<Fuse>,
+    pub(crate) tree: MemTree,
+    pub(crate) fuse: Arc<Fuse>,
 }
 
 macro_rules! passed_on {
@@ -148,7 +166,6 @@ pub(crate) fn run(case: &Case) -> std::result::Result<(), String> {
 /// Runs a case in which at each step the call of this number fails.
 pub(crate) fn run_with(case: &Case, fixed: Option<i64>) -> std::result::Result<(), String> {
     let fuse = Arc::new(Fuse::default());
-    fuse.disarm();
     let layers = Layers::new(&case.lowers, case);
     let behind = |tree: &MemTree, fuse: &Arc<Fuse>| Layer::trusted(Fault { tree: tree.clone(), fuse: fuse.clone() });
     let (upper, lowers, wired) = (layers.upper.clone(), layers.lowers.clone(), fuse.clone());

@@ -11,6 +11,7 @@
 //! | `divergences` | where they may differ |
 //! | `run` | one case on several of them |
 //! | `fault` | the union when a layer's call fails |
+//! | `killed` | what a server leaves that is killed at any of its calls |
 //! | `stress` | many threads at once |
 //! | `regressions` | what failed once |
 //!
@@ -24,6 +25,7 @@ mod directories;
 mod divergences;
 mod fault;
 mod generate;
+mod killed;
 mod memory;
 mod nested;
 mod plain;

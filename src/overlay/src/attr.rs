@@ -152,6 +152,9 @@ impl<T: UpperTree> Union<T> {
             Some(0) => Content::Empty,
             Some(_) => Content::Whole,
         };
+        if content == Content::Empty {
+            self.drop_before_emptying(caller, &inode)?;
+        }
         let file = self.copy_up(&inode, content)?;
         {
             let _still = self.while_data_stays(&inode)?;
@@ -159,6 +162,7 @@ impl<T: UpperTree> Union<T> {
             let tree = &self.upper()?.tree;
             let node = self.upper_node(&inode)?;
             if let Some(size) = set.size {
+                self.drop_privileges(caller, &inode, false)?;
                 let truncated = match (file, handle) {
                     // Copied up empty.
                     (Some(_), _) if size == 0 => Ok(()),
@@ -169,7 +173,6 @@ impl<T: UpperTree> Union<T> {
                     (None, _) => tree.open_write(node).and_then(|file| tree.truncate(&file, size)),
                 };
                 truncated.attempt("truncate")?;
-                self.drop_privileges(caller, &inode, false)?;
             }
             if set.uid.is_some() || set.gid.is_some() {
                 self.change_owner(caller, &inode, set.uid, set.gid)?;

@@ -183,6 +183,9 @@ impl<T: UpperTree> Union<T> {
 
     fn open_write(&self, caller: &Caller, inode: Arc<Inode<T>>, truncate: bool) -> Result<HandleId> {
         let content = if truncate { Content::Empty } else { Content::Whole };
+        if truncate {
+            self.drop_before_emptying(caller, &inode)?;
+        }
         // The file comes open from its own copy-up: after an empty copy was committed, nothing may fail for want of a descriptor.
         let file = match self.copy_up(&inode, content)? {
             Some(file) => file,
@@ -195,9 +198,6 @@ impl<T: UpperTree> Union<T> {
                 file
             }
         };
-        if truncate {
-            self.drop_privileges(caller, &inode, false)?;
-        }
         Ok(self.handles.insert_file(inode, file, true))
     }
 
@@ -231,11 +231,10 @@ impl<T: UpperTree> Union<T> {
     /// Errors: EBADF for a handle that is not open for writing; the upper's errors, if nothing was written.
     pub fn write(&self, caller: &Caller, handle: HandleId, offset: u64, data: &[u8], kill_setid: bool) -> Result<usize> {
         let (inode, file) = self.for_writing(handle)?;
-        let written = self.upper()?.tree.write(&file, data, offset).attempt("write")?;
         if kill_setid {
             self.drop_privileges(caller, &inode, true)?;
         }
-        Ok(written)
+        self.upper()?.tree.write(&file, data, offset).attempt("write")
     }
 
     /// fsync(2) or fdatasync(2). A file that was never copied up has nothing to write; of a metacopy that is the metadata. A volatile upper waits for nothing.
@@ -273,8 +272,8 @@ impl<T: UpperTree> Union<T> {
     pub fn fallocate(&self, caller: &Caller, handle: HandleId, mode: i32, offset: u64, len: u64) -> Result<()> {
         let (inode, file) = self.for_writing(handle)?;
         self.may_allocate(&inode, mode)?;
-        self.upper()?.tree.fallocate(&file, mode, offset, len).attempt("fallocate")?;
-        self.drop_privileges(caller, &inode, false)
+        self.drop_privileges(caller, &inode, false)?;
+        self.upper()?.tree.fallocate(&file, mode, offset, len).attempt("fallocate")
     }
 
     /// lseek(2) with SEEK_DATA or SEEK_HOLE.
@@ -300,9 +299,8 @@ impl<T: UpperTree> Union<T> {
         let (inode, target) = self.for_writing(to)?;
         self.may_write(&inode, true, false)?;
         let (_, source, _) = self.handles.current(self, from)?;
-        let copied = self.upper()?.tree.copy_range(&source, from_offset, &target, to_offset, len).attempt("copy_file_range")?;
         self.drop_privileges(caller, &inode, false)?;
-        Ok(copied)
+        self.upper()?.tree.copy_range(&source, from_offset, &target, to_offset, len).attempt("copy_file_range")
     }
 
     /// Closes a handle of a file or a directory. Unknown handles are not an error: the kernel asks once and cannot do anything about it.

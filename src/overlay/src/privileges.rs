@@ -4,11 +4,14 @@
 //! of the kernel's word on the caller only that of write arrives (see `plyfs-fuse`). What decides, the caller's groups and CAP_FSETID, does not come with
 //! a request; it is read from `/proc`, at the rare moment when a file has such bits: the caller waits for the answer meanwhile, so its number is its own.
 
+use std::sync::Arc;
+
 use plyfs_sys::at::XattrMode;
 use plyfs_sys::process::credentials::{Credentials, credentials};
-use plyfs_sys::stat::Kind;
+use plyfs_sys::stat::{Kind, Stat};
 
 use crate::backend::{Tree, UpperTree};
+use crate::copy_up::Content;
 use crate::error::{Attempt, Result};
 use crate::inode::Inode;
 use crate::union::{Caller, Event, Union};
@@ -59,6 +62,15 @@ fn without(mode: u32, member: bool) -> u32 {
     mode & !(SETUID | setgid)
 }
 
+/// The mode that stays when a caller changes the data of a file.
+fn kept(caller: &Caller, stat: &Stat, known: bool) -> u32 {
+    if stat.mode & (SETUID | SETGID) == 0 {
+        return stat.mode;
+    }
+    let standing = caller.standing(stat.gid);
+    if standing.keeps && !known { stat.mode } else { without(stat.mode, standing.member) }
+}
+
 /// Whether an object is where kernel overlayfs stages copies: `work/#`, and a number in hexadecimal (`ovl_tempname`).
 fn is_copy_of_overlayfs<T: Tree>(inode: &Inode<T>) -> bool {
     let Some((dir, name)) = inode.a_name() else { return false };
@@ -68,17 +80,22 @@ fn is_copy_of_overlayfs<T: Tree>(inode: &Inode<T>) -> bool {
 }
 
 impl<T: UpperTree> Union<T> {
-    /// Takes setuid and setgid away after a change of data. The inode is in the upper. `known`: the kernel says that the caller has no CAP_FSETID.
+    /// Takes setuid and setgid away before a change of data, as the kernel does (`file_remove_privs`): at no moment are they on a stranger's bytes. The inode is in
+    /// the upper. `known`: the kernel says that the caller has no CAP_FSETID.
     pub(crate) fn drop_privileges(&self, caller: &Caller, inode: &Inode<T>, known: bool) -> Result<()> {
         let stat = self.upper()?.tree.stat(self.upper_node(inode)?).attempt("stat")?;
-        if stat.mode & (SETUID | SETGID) == 0 {
+        self.change_mode(inode, stat.mode, kept(caller, &stat, known))
+    }
+
+    /// As [`Self::drop_privileges`], before a file is copied up empty or its data is left below: both are one step, so what has such bits and loses them comes up first.
+    pub(crate) fn drop_before_emptying(&self, caller: &Caller, inode: &Arc<Inode<T>>) -> Result<()> {
+        let stat = self.attr_of(inode)?.stat;
+        if kept(caller, &stat, false) == stat.mode {
             return Ok(());
         }
-        let standing = caller.standing(stat.gid);
-        if standing.keeps && !known {
-            return Ok(());
-        }
-        self.change_mode(inode, stat.mode, without(stat.mode, standing.member))
+        self.copy_up(inode, Content::Metadata)?;
+        let _still = self.while_data_stays(inode)?;
+        self.drop_privileges(caller, inode, false)
     }
 
     /// chown(2): the host takes setuid, setgid and capabilities from what is no directory, but for setgid without group execute, which is not lost to

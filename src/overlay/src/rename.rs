@@ -120,11 +120,15 @@ impl<T: UpperTree> Union<T> {
                 && source.kind != Kind::Dir
                 && let Some(target) = self.peek(&to)?
                 && !Arc::ptr_eq(&source, &target)
-                && !uncounted
                 && self.may_leave(&new_dir, &target).is_ok()
-                && self.wants_index(&target)?
             {
-                uncounted = !self.copy_up_to_count(&target)?;
+                if !uncounted && self.wants_index(&target)? {
+                    uncounted = !self.copy_up_to_count(&target)?;
+                }
+                if mode.leaves().is_some() && target.lacks_data() {
+                    // It lies at the old name for a moment, over the data of another file.
+                    self.copy_up(&target, Content::Whole)?;
+                }
             }
             let moves_dir = source.kind == Kind::Dir || mode == RenameMode::Exchange;
             let _topology = (moves_dir || !Arc::ptr_eq(&old_dir, &new_dir)).then(|| self.rename_lock.lock());
@@ -222,14 +226,14 @@ impl<T: UpperTree> Union<T> {
                     if !here && !uncounted && source.kind != Kind::Dir && self.wants_index(&target)? {
                         return Ok(false);
                     }
-                    self.replace(from, to, &source, &target, here, mode.leaves())?;
+                    return self.replace(from, to, &source, &target, here, mode.leaves());
                 }
             }
         }
         Ok(true)
     }
 
-    /// Replaces an existing object.
+    /// Replaces an existing object; `false`: its data must come first, and the caller starts over.
     fn replace(
         &self,
         from: End<'_, T>,
@@ -238,12 +242,15 @@ impl<T: UpperTree> Union<T> {
         target: &Arc<Inode<T>>,
         target_here: bool,
         leaves: Option<Caller>,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         match (source.kind == Kind::Dir, target.kind == Kind::Dir) {
             (true, false) => return Err(Error::NotDir),
             (false, true) => return Err(Error::IsDir),
             (false, false) => {
                 let target_here = target_here || self.link_alias_to_remove(target, to.dir, to.name)?;
+                if leaves.is_some() && target_here && target.lacks_data() {
+                    return Ok(false);
+                }
                 match leaves {
                     _ if !target_here => {}
                     None => drop(self.pin(target, self.place(to)?)?),
@@ -267,7 +274,7 @@ impl<T: UpperTree> Union<T> {
                 target.bury(&mut state);
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Keeps what is replaced by a descriptor, however many there are: a directory can have no further name.

@@ -1,7 +1,7 @@
 //! RENAME_WHITEOUT by a user: what is left at the old name is a character device 0:0 that shows, hence stored escaped.
 //!
 //! No one system call moves an object and leaves an object of our own in its place, so there are two. In between the old name shows nothing (or, if
-//! something was replaced, that): only a crash there lets it be seen, and nothing is lost. If the second fails, the first is undone.
+//! something was replaced, that, with its own data): only a crash there lets it be seen, and nothing is lost. If the second fails, the first is undone.
 
 use std::sync::Arc;
 
