@@ -315,6 +315,11 @@ impl Lab {
         child.wait().unwrap();
     }
 
+    /// Makes the kernel forget the names of the mount that nobody uses: a remount drops them (`reconfigure_super`), of this filesystem alone.
+    pub(crate) fn forget_entries(&self) {
+        rustix::mount::mount_remount(&self.mnt, rustix::mount::MountFlags::empty(), "").unwrap();
+    }
+
     /// Takes the mount away, whatever state its layers are in.
     pub(crate) fn abandon(mut self) {
         mount::umount(&*self.mnt, true).unwrap();
