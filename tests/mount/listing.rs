@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Dir, FileType, RenameFlags};
 
-use crate::lab::{Lab, append, lab, sh, walk};
+use crate::lab::{Lab, append, errno, lab, names, set_xattr, sh, walk};
+use plyfs_sys::Errno;
 
 #[test]
 fn a_directory_of_100000_entries_is_read_while_it_is_emptied() {
@@ -333,5 +334,49 @@ fn the_mount_has_one_device_over_layers_on_several() {
     assert_eq!(entries_and_look_ups(&lab.mnt("")), before);
     lab.remount();
     assert_eq!(entries_and_look_ups(&lab.mnt("")), before);
+    lab.unmount();
+}
+
+/// Reads a directory with and without look-ups: all names are there, and the look-ups of the damaged ones fail.
+fn all_are_listed(dir: &Path, all: &[&str], damaged: &[&str]) {
+    for _ in 0..3 {
+        assert_eq!(names(dir), all, "{}", dir.display());
+        for entry in Dir::read_from(File::open(dir).unwrap()).unwrap() {
+            let entry = entry.unwrap();
+            let is_dir = matches!(entry.file_name().to_bytes(), b"." | b".." | b"sub");
+            assert_eq!(entry.file_type() == FileType::Directory, is_dir, "{entry:?}");
+            assert_ne!(entry.ino(), 0, "{entry:?}");
+        }
+        for name in all {
+            let expected = damaged.contains(name).then_some(Errno::IO);
+            assert_eq!(errno(fs::symlink_metadata(dir.join(name))), expected, "{name}");
+        }
+        // The entries that the kernel knows of are read again.
+        fs::write(dir.join("new"), "").unwrap();
+        fs::remove_file(dir.join("new")).unwrap();
+    }
+}
+
+#[test]
+fn names_whose_look_up_fails_are_listed() {
+    let mut lab = lab!();
+    for name in ["d/x", "d/y", "d/sub/z", "up/low"] {
+        lab.write_lower(name, "data");
+    }
+    lab.write_upper("up/alone", "data");
+    lab.watch = false;
+    lab.mount();
+    // From here on numbers in it are those of look-ups.
+    append(&lab.mnt("up/low"), "+");
+    // After the scan at the mount, which refuses some of these.
+    set_xattr(&lab.lower("d/x"), "trusted.overlay.metacopy", b"");
+    set_xattr(&lab.lower("d/sub"), "trusted.overlay.redirect", b"../up");
+    set_xattr(&lab.upper("up/alone"), "trusted.overlay.metacopy", b"");
+    all_are_listed(&lab.mnt("d"), &["sub", "x", "y"], &["sub", "x"]);
+    all_are_listed(&lab.mnt("up"), &["alone", "low"], &["alone"]);
+    // What is mended is found.
+    rustix::fs::lremovexattr(lab.lower("d/x"), "trusted.overlay.metacopy").unwrap();
+    assert_eq!(fs::read_to_string(lab.mnt("d/x")).unwrap(), "data");
+    all_are_listed(&lab.mnt("d"), &["sub", "x", "y"], &["sub"]);
     lab.unmount();
 }

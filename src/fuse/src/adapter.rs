@@ -54,6 +54,11 @@ const MAX_WRITE: u32 = 1 << 20;
 /// Requests that nobody waits for (readahead, RELEASE) which the kernel has under way at once.
 const MAX_BACKGROUND: u16 = 64;
 
+/// The node id of an entry of READDIRPLUS that the kernel shall list and link to nothing. It means 0 for that, but fuser has one number for the node id and for
+/// `d_ino`, and C libraries leave entries out whose `d_ino` is 0. The root is no entry of any directory (`invalid_nodeid`): the kernel gives the name to its caller, and
+/// links nothing, and forgets the root once, which changes nothing.
+const UNLINKED: u64 = INodeNo::ROOT.0;
+
 thread_local! {
     /// For the data of READ, one a request loop; grows to what the kernel asks for, 1 MiB at most.
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -376,7 +381,7 @@ impl<T: UpperTree> Filesystem for Adapter<T> {
                     // The listing does not fail for one object that cannot be looked at: its name shows, and whoever asks for more gets the error.
                     Err(error) => {
                         tracing::debug!(%error, name = %entry.name.escape_ascii(), "an entry without attributes");
-                        add(&convert::bare(0, entry.kind))
+                        add(&convert::bare(UNLINKED, entry.kind))
                     }
                 }
             })

@@ -65,7 +65,7 @@ pub(crate) fn attributes(attr: &Attr) -> FileAttr {
     file_attr(attr.ino.0, &attr.stat)
 }
 
-/// An entry without attributes: node id 0 means a name that is not there (LOOKUP), or that READDIRPLUS says nothing more about.
+/// An entry without attributes: node id 0 means a name that is not there (LOOKUP).
 pub(crate) fn bare(node: u64, kind: Kind) -> FileAttr {
     FileAttr {
         ino: INodeNo(node),

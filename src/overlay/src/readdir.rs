@@ -269,7 +269,7 @@ impl<T: UpperTree> Union<T> {
                     // Something behind our back took it away.
                     Ok(Resolved::Absent { .. }) => continue,
                     // It is there; who looks it up hears of the damage, and the others in the directory can be listed.
-                    Err(Error::Damaged(_) | Error::Stale(_)) => (self.table.number(entry.id), entry.kind),
+                    Err(Error::Damaged(_) | Error::Unrepresentable(_) | Error::Stale(_)) => (self.table.number(entry.id), entry.kind),
                     Err(error) => return Err(error),
                 }
             };
@@ -321,13 +321,18 @@ impl<T: UpperTree> Union<T> {
                 };
                 let mut kind = entry.kind;
                 if suspect {
-                    match self.entry(layer, dir, xwhiteouts, &name)? {
-                        Entry::Nothing => continue,
-                        Entry::Whiteout => {
+                    match self.entry(layer, dir, xwhiteouts, &name) {
+                        Ok(Entry::Nothing) => continue,
+                        Ok(Entry::Whiteout) => {
                             seen.insert(name);
                             continue;
                         }
-                        Entry::Object { stat, .. } => kind = Some(stat.kind),
+                        Ok(Entry::Object { stat, .. }) => kind = Some(stat.kind),
+                        // No whiteout, but an object with a mark that cannot be read.
+                        Err(Error::Damaged(_)) => {
+                            kind = layer.tree.lookup(dir, &name).attempt("look at an entry")?.map(|(_, stat)| stat.kind);
+                        }
+                        Err(error) => return Err(error),
                     }
                 }
                 let Some(kind) = kind else { continue };

@@ -1,5 +1,10 @@
 //! Cookies and caches of directories, over memory layers.
 
+use plyfs_format::{Dialect, OVERRIDE_STAT};
+use plyfs_sys::Errno;
+use plyfs_sys::at::XattrMode;
+
+use crate::backend::{Tree, UpperTree};
 use crate::{Behaviour, Caller, Ino, Layer, LayerStack, MemFs, MemTree, Name, NewNode, OpenFlags, Union};
 
 const ROOT: Caller = Caller { uid: 0, gid: 0, pid: 1 };
@@ -105,4 +110,24 @@ fn a_copy_up_may_renumber_a_directory() {
     let again = union.opendir(Ino::ROOT).unwrap();
     assert!(!union.may_keep_entries(Ino::ROOT));
     union.release(again);
+}
+
+#[test]
+fn a_name_whose_overriding_attribute_is_damaged_is_listed() {
+    let lower = MemFs::new(7).tree();
+    {
+        let stack = LayerStack { upper: Some(Layer::trusted(lower.clone())), lowers: Box::default() };
+        let filler = Union::new(stack, Behaviour::default()).unwrap();
+        make(&filler, "bad");
+        make(&filler, "good");
+    }
+    let bad = Name::new("bad").unwrap();
+    let (node, _) = lower.lookup(&lower.root(), &bad).unwrap().unwrap();
+    lower.set_xattr(&node, OVERRIDE_STAT, b"nothing that is known", XattrMode::Any).unwrap();
+    let stack = LayerStack { upper: None, lowers: vec![Layer::new(lower, Dialect::User).with_overrides(true)].into() };
+    let union = Union::new(stack, Behaviour::default()).unwrap();
+    assert_eq!(union.lookup(Ino::ROOT, &bad).unwrap_err().errno(), Errno::IO);
+    let mut names: Vec<_> = entries(&union, 0).into_iter().map(|(name, _)| name).collect();
+    names.sort();
+    assert_eq!(names, [".", "..", "bad", "good"]);
 }
