@@ -18,6 +18,7 @@ use crate::inode::Inode;
 use crate::layer::{Layer, LowerIndex, LowerObject};
 use crate::lock::{COPY, LEAF, Ranked, RankedGuard};
 use crate::name::Name;
+use crate::privileges::without;
 use crate::resolve::{LowerFound, Marks};
 use crate::sync::{AtomicU32, OnceLock};
 use crate::union::{Event, Union};
@@ -36,6 +37,20 @@ pub(crate) struct Arrival {
 pub(crate) fn as_before(stat: &mut Stat, before: &Before) {
     let time = |(sec, nsec)| Time { sec, nsec };
     (stat.atime, stat.mtime, stat.mode) = (time(before.atime), time(before.mtime), before.mode);
+}
+
+fn moment(time: Time) -> (i64, u32) {
+    (time.sec, time.nsec)
+}
+
+/// Whether a metacopy is as a copying of data can have left it. If not, somebody else (kernel overlayfs on the same layers) has changed it since, and what is from before
+/// is no more.
+fn is_as_copying_left_it(before: &Before, stat: &Stat, capability: Option<&[u8]>) -> bool {
+    let mode = before.mode;
+    [mode, without(mode, true), without(mode, false)].contains(&stat.mode)
+        && (stat.uid, stat.gid) == (before.uid, before.gid)
+        && (moment(stat.mtime) == before.mtime || moment(stat.mtime) >= before.ctime)
+        && (capability.is_none() || capability == before.capability.as_deref())
 }
 
 impl Arrival {
@@ -331,8 +346,8 @@ impl<T: UpperTree> Union<T> {
         let node = self.upper_node(inode)?;
         let stat = tree.stat(node).attempt("stat a metacopy")?;
         let capability = tree.get_xattr(node, CAPABILITY).attempt("read capabilities")?;
-        let moment = |time: Time| (time.sec, time.nsec);
-        let before = Before { atime: moment(stat.atime), mtime: moment(stat.mtime), mode: stat.mode, capability };
+        let (atime, mtime, ctime) = (moment(stat.atime), moment(stat.mtime), moment(stat.ctime));
+        let before = Before { atime, mtime, ctime, mode: stat.mode, uid: stat.uid, gid: stat.gid, capability };
         let file = tree.open_write(node).attempt("open a metacopy for writing")?;
         let brought = match content {
             // Killed after this, the file is empty: no data is looked for below an empty one.
@@ -376,11 +391,21 @@ impl<T: UpperTree> Union<T> {
     fn settle(&self, inode: &Inode<T>) -> Result<()> {
         let node = self.upper_node(inode)?;
         if let Some(before) = self.marks(self.upper()?, node)?.before {
-            self.put_back(node, &before)?;
+            if self.holds(node, &before)? {
+                self.put_back(node, &before)?;
+            }
             self.drop_marks(node, &[MarkKind::Before])?;
         }
         inode.arrival.end();
         Ok(())
+    }
+
+    /// Whether what the mark of a metacopy says is from before is so still.
+    pub(crate) fn holds(&self, node: &T::Node, before: &Before) -> Result<bool> {
+        let tree = &self.upper()?.tree;
+        let stat = tree.stat(node).attempt("stat a metacopy")?;
+        let capability = tree.get_xattr(node, CAPABILITY).attempt("read capabilities")?;
+        Ok(is_as_copying_left_it(before, &stat, capability.as_deref()))
     }
 
     /// Keeps the data of a metacopy from coming while its metadata is changed: the metadata is put back afterwards.
@@ -401,6 +426,7 @@ impl<T: UpperTree> Union<T> {
         if inode.arrival.turn() == 0
             && self.is_still_metacopy(inode)?
             && let Some(before) = self.marks(self.upper()?, self.upper_node(inode)?)?.before
+            && self.holds(self.upper_node(inode)?, &before)?
         {
             inode.arrival.left_by_another(before);
         }

@@ -57,7 +57,7 @@ impl Caller {
 }
 
 /// The mode after a change of data by somebody without CAP_FSETID.
-fn without(mode: u32, member: bool) -> u32 {
+pub(crate) fn without(mode: u32, member: bool) -> u32 {
     let setgid = if mode & GROUP_EXECUTE != 0 || !member { SETGID } else { 0 };
     mode & !(SETUID | setgid)
 }

@@ -335,7 +335,9 @@ impl<T: UpperTree> Union<T> {
             Kind::File if metacopy && stat.size > 0 => {
                 let below = self.data_below(lowers.to_vec(), name.clone(), marks.redirect.clone(), None)?;
                 below.count_blocks(&mut stat);
-                if let Some(before) = &marks.before {
+                if let Some(before) = &marks.before
+                    && self.holds(&node, before)?
+                {
                     as_before(&mut stat, before);
                 }
                 (below.objects, below.far)

@@ -302,7 +302,9 @@ fn killed_half_way(lab: &Lab) {
     let ino = lookup(&union, "f").unwrap().node;
     union.setxattr(&ROOT, ino, CAPABILITY, b"cap", XattrMode::Any).unwrap();
     let node = find(&lab.upper, "f");
-    let before = Before { atime: (OLD.sec, OLD.nsec), mtime: (OLD.sec, OLD.nsec), mode: 0o4755, capability: Some(b"cap".to_vec()) };
+    let (old, stat) = (moment(OLD), lab.upper.stat(&node).unwrap());
+    let capability = Some(b"cap".to_vec());
+    let before = Before { atime: old, mtime: old, ctime: moment(stat.ctime), mode: 0o4755, uid: stat.uid, gid: stat.gid, capability };
     lab.upper.set_xattr(&node, mark(MarkKind::Before), &before.encode(), XattrMode::Any).unwrap();
     lab.upper.write(&node, b"XX", 1).unwrap();
     lab.upper.remove_xattr(&node, CAPABILITY).unwrap();
@@ -347,6 +349,48 @@ fn what_is_changed_after_a_kill_is_not_put_back() {
         assert_eq!(content(union, "f").unwrap(), b"lower");
     }
     union.release(handle);
+}
+
+/// A change by kernel overlayfs, on the layers.
+type Change<'a> = &'a dyn Fn(&MemTree, &Node) -> plyfs_sys::Result<()>;
+
+#[test]
+fn what_another_changed_after_a_kill_stays_as_it_is() {
+    let set_times = |tree: &MemTree, node: &Node| {
+        let time = SetTime::To(Time { sec: 1, nsec: 0 });
+        tree.set_times(node, time, time)
+    };
+    let changes: [Change<'_>; 5] = [
+        &|tree, node| tree.set_mode(node, 0o711),
+        &|tree, node| tree.set_owner(node, Some(7), None),
+        &|tree, node| tree.set_owner(node, None, Some(7)),
+        &set_times,
+        &|tree, node| tree.set_xattr(node, CAPABILITY, b"new", XattrMode::Any),
+    ];
+    for (index, change) in changes.iter().enumerate() {
+        let lab = Lab::new(1, 0);
+        killed_half_way(&lab);
+        let node = find(&lab.upper, "f");
+        change(&lab.upper, &node).unwrap();
+        let (now, capability) = (lab.upper.stat(&node).unwrap(), lab.upper.get_xattr(&node, CAPABILITY).unwrap());
+        let union = lab.union();
+        let shows = |union: &Union<MemTree>| {
+            let attr = lookup(union, "f").unwrap();
+            let stat = attr.stat;
+            assert_eq!((stat.mode, stat.uid, stat.gid, stat.mtime), (now.mode, now.uid, now.gid, now.mtime), "change {index}");
+            assert_eq!(union.getattr(attr.node).unwrap().stat, stat);
+            assert_eq!(union.getxattr(attr.node, CAPABILITY).ok(), capability, "change {index}");
+            assert_eq!(content(union, "f").unwrap(), b"lower");
+        };
+        shows(&union);
+        let ino = lookup(&union, "f").unwrap().node;
+        union.setxattr(&ROOT, ino, b"user.a", b"b", XattrMode::Any).unwrap();
+        assert!(!is_marked(&lab.upper, "f", MarkKind::Before));
+        shows(&union);
+        union.release(union.open(&ROOT, ino, WRITE).unwrap());
+        shows(&union);
+        shows(&lab.union());
+    }
 }
 
 #[test]
