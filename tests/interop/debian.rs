@@ -21,8 +21,29 @@ const LONG: Duration = Duration::from_secs(240);
 /// What kernel overlayfs is mounted with to do what plyfs does.
 const KERNEL: &str = "redirect_dir=on,index=on";
 
-/// Packages that the base has in its cache.
+/// Packages that the base has in its cache, besides [`THIRTY`].
 const PACKAGES: &str = "bzip2 git libc6-dev python3 tcc";
+
+/// Thirty packages that are installed and purged, on a mount and in a plain copy of the base.
+const THIRTY: &str = "bc cpio dc diffstat dos2unix ed figlet gawk hello iputils-ping jq less lsof m4 make nano ncal netcat-openbsd patch procps psmisc \
+    pv sl time traceroute tree unzip whois xxd zip";
+
+/// What is done with them.
+const COME_AND_GO: &str = r#"
+dpkg -l | sha256sum
+apt-get install -y --no-install-recommends --no-download -o Dpkg::Options::=--force-unsafe-io $THIRTY >/dev/null
+for p in $THIRTY; do dpkg-query -W -f '${Package} ${Version} ${Status}\n' $p; done
+dpkg --audit
+dpkg --verify
+hello; echo '6 * 7' | bc; echo '{"a": [1, 2]}' | jq -c .a; tree /etc/apt | tail -n 1; echo x | xxd
+update-alternatives --display awk | head -n 3
+apt-get install -y --reinstall --no-download -o Dpkg::Options::=--force-unsafe-io gawk procps nano >/dev/null
+dpkg --remove bc dc hello >/dev/null
+apt-get purge -y $THIRTY >/dev/null 2>/dev/null
+apt-get autoremove -y --purge >/dev/null 2>/dev/null
+dpkg --audit
+dpkg -l | sha256sum
+"#;
 
 /// The layer of an installation.
 const INSTALL: &str =
@@ -174,7 +195,28 @@ fn a_debian_system_lives_on_plyfs_as_on_kernel_overlayfs() {
         assert_eq!(shown(first.2.symmetric_difference(&other.2)), "", "{what}");
     }
     lap("stacked");
+    thirty_packages_come_and_go(&lab, start);
+    lap("thirty packages");
     assert_eq!(crate::lab::mounts_below(&lab.path("")), [] as [PathBuf; 0]);
+}
+
+/// Packages are installed and purged in the union as in a plain directory; what is left is the same.
+fn thirty_packages_come_and_go(lab: &Lab, start: Time) {
+    assert_eq!(THIRTY.split_whitespace().count(), 30);
+    let steps = format!("THIRTY='{THIRTY}'\n{COME_AND_GO}");
+    ok(Command::new("cp").arg("-a").args([lab.path("base"), lab.path("plain")]), LONG);
+    let stack = Stack::new(&["base"], "thirty");
+    let plain = enter(&lab.path("plain"), &steps);
+    let ours = on_plyfs(lab, &stack, &steps);
+    assert_eq!(ours, plain);
+    let lines: Vec<_> = ours.lines().collect();
+    assert_eq!(lines.iter().filter(|line| line.ends_with(" install ok installed")).count(), 30, "{ours}");
+    assert_eq!(lines.first(), lines.last(), "{ours}");
+    let (mut seen, mut expected) = (seen_by_plyfs(lab, &stack), tree::walk(&lab.path("plain")));
+    // The root's own times are those of the new upper directory.
+    seen.remove(&b"/"[..]);
+    expected.remove(&b"/"[..]);
+    assert_same("thirty packages, here and plain", &seen, &expected, start);
 }
 
 /// Layers by the names of their directories, the topmost lower first.
@@ -209,8 +251,16 @@ fn on_plyfs(lab: &Lab, stack: &Stack, steps: &str) -> String {
     ok(lab.plyfs(&args).args(["--", "sh", "-c", &script(steps)]), LONG).text()
 }
 
-/// The same on kernel overlayfs, in surroundings like those of `plyfs run`.
+/// The same on kernel overlayfs.
 fn on_kernel(lab: &Lab, stack: &Stack, steps: &str) -> String {
+    let merged = mount_kernel(lab, stack);
+    let text = enter(&merged, steps);
+    unmount(&merged);
+    text
+}
+
+/// Runs steps with a directory as the root, in surroundings like those of `plyfs run`; what they print.
+fn enter(root: &Path, steps: &str) -> String {
     const ENTER: &str = "
         set -e
         mount -t proc proc $1/proc
@@ -220,12 +270,9 @@ fn on_kernel(lab: &Lab, stack: &Stack, steps: &str) -> String {
         mount -t devpts -o newinstance,ptmxmode=666 devpts $1/dev/pts
         exec chroot $1 env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin sh -c \"$2\"
     ";
-    let merged = mount_kernel(lab, stack);
     let mut command = Command::new("unshare");
     command.args(["--mount", "--pid", "--fork", "--uts", "--ipc", "--kill-child", "--propagation", "private", "sh", "-c", ENTER, "sh"]);
-    let done = ok(command.arg(&merged).arg(script(steps)), LONG);
-    unmount(&merged);
-    done.text()
+    ok(command.arg(root).arg(script(steps)), LONG).text()
 }
 
 fn script(steps: &str) -> String {
@@ -326,7 +373,7 @@ fn no_kernel_overlay(lab: &Lab) -> Option<String> {
 /// Makes the base from the mirror of this machine.
 fn make_base(lab: &Lab) -> Result<(), String> {
     const SUITE: &str = "bookworm";
-    let fetch = format!("chroot \"$1\" apt-get install -y --no-install-recommends --download-only {PACKAGES} >/dev/null");
+    let fetch = format!("chroot \"$1\" apt-get install -y --no-install-recommends --download-only {PACKAGES} {THIRTY} >/dev/null");
     let mut command = Command::new("mmdebstrap");
     command.args(["--quiet", "--mode=root", "--variant=minbase", "--format=directory", "--dpkgopt=force-unsafe-io"]);
     command.args(["--skip=cleanup/apt/cache,cleanup/apt/lists", "--aptopt=Acquire::Languages \"none\""]);
