@@ -157,8 +157,10 @@ impl Record {
         remove_if(dir, &path(dir, dev), |record| !record.is_live())
     }
 
-    /// The records of all servers that live. What cannot be read is of another version, or gone.
+    /// The records of all servers that live.
     pub(crate) fn live() -> Vec<Self> {
+        // A record goes with its server, which may be now, and one of another version is not ours to read: a mount of which nothing is known keeps its locks all
+        // the same, and whoever asks says then that another mount has them.
         let read = |entry: fs::DirEntry| serde_json::from_slice::<Self>(&fs::read(entry.path()).ok()?).ok();
         let all = fs::read_dir(DIR).into_iter().flatten().flatten().filter_map(read);
         all.filter(|record| record.version == VERSION && record.is_live()).collect()

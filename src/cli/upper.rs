@@ -79,6 +79,7 @@ fn held(at: &str, record: &Record) -> anyhow::Error {
 }
 
 fn holder(place: &Writable) -> anyhow::Result<Holder> {
+    // What cannot be looked at is gone, as the descriptors of a server that ends are: it is then nobody's, and the locks decide.
     let identity = |path: &Path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
     let (upper, work) = (identity(&place.upper), identity(&place.work));
     let same = |a: Option<(u64, u64)>, b: Option<(u64, u64)>| a.is_some() && a == b;

@@ -52,7 +52,7 @@ pub fn credentials(thread: u32) -> Result<Credentials> {
 
 fn parse(status: &str, same_namespace: bool) -> Option<Credentials> {
     let line = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-    // Real, effective, saved, of the filesystem.
+    // Real, effective, saved, of the filesystem. What is no number makes the whole unknown, which the caller is told as EIO.
     let last = |name: &str| line(name)?.split_ascii_whitespace().nth(3)?.parse().ok();
     let groups = line("Groups")?.split_ascii_whitespace().map(|group| group.parse().ok()).collect::<Option<_>>()?;
     let capabilities = u64::from_str_radix(line("CapEff")?.trim(), 16).ok()?;
