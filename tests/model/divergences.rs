@@ -69,6 +69,11 @@ pub(crate) fn opens_with_a_new_mtime(system: &str) -> bool {
     system.starts_with("kernel")
 }
 
+/// ext4 puts the whiteout of a RENAME_WHITEOUT in its place before it finds that the rename cannot be (ENOTEMPTY), and takes it out again: the directory has a new time of modification.
+pub(crate) fn counts_a_failed_whiteout(how: Move) -> bool {
+    how == Move::Whiteout
+}
+
 /// What plyfs stores escaped, kernel overlayfs shows as it is stored.
 pub(crate) fn shows_escaped_devices(case: &Case) -> bool {
     case.ops.iter().any(|op| matches!(op, Op::Mkchar { rdev: 0, .. } | Op::Rename { how: Move::Whiteout, .. }))

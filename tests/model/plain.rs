@@ -85,6 +85,14 @@ fn walk_flags() -> OFlags {
     OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC
 }
 
+/// Gives an object, be it only held by O_PATH, the time of modification back that `before` tells.
+fn keep_mtime(fd: &OwnedFd, before: &rustix::fs::Stat) -> Result<(), Errno> {
+    let mtime = rustix::fs::Timespec { tv_sec: before.st_mtime, tv_nsec: rustix::fs::Nsecs::try_from(before.st_mtime_nsec).unwrap() };
+    let omit = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT };
+    let times = rustix::fs::Timestamps { last_access: omit, last_modification: mtime };
+    rustix::fs::utimensat(rustix::fs::CWD, format!("/proc/self/fd/{}", fd.as_raw_fd()), &times, AtFlags::empty())
+}
+
 impl Plain {
     pub(crate) fn new(name: &'static str, root: &FsPath, again: Option<Hook>) -> Self {
         rustix::process::umask(Mode::empty());
@@ -143,10 +151,7 @@ impl Plain {
         let opened = at.open(flags)?;
         let after = rustix::fs::fstat(&opened)?;
         if (before.st_mtime, before.st_mtime_nsec) != (after.st_mtime, after.st_mtime_nsec) {
-            let nsec = rustix::fs::Nsecs::try_from(before.st_mtime_nsec).unwrap();
-            let mtime = rustix::fs::Timespec { tv_sec: before.st_mtime, tv_nsec: nsec };
-            let omit = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT };
-            rustix::fs::futimens(&opened, &rustix::fs::Timestamps { last_access: omit, last_modification: mtime })?;
+            keep_mtime(&opened, &before)?;
         }
         Ok(opened)
     }
@@ -295,7 +300,13 @@ impl Plain {
                     Move::Exchange => RenameFlags::EXCHANGE,
                     Move::Whiteout => RenameFlags::WHITEOUT,
                 };
-                rustix::fs::renameat_with(&old_dir, &old[..], &new_dir, &new[..], flags)?;
+                let before = rustix::fs::fstat(&old_dir)?;
+                if let Err(error) = rustix::fs::renameat_with(&old_dir, &old[..], &new_dir, &new[..], flags) {
+                    if divergences::counts_a_failed_whiteout(*how) {
+                        keep_mtime(&old_dir, &before)?;
+                    }
+                    return Err(error);
+                }
             }
             Op::Chmod { at, mode } => {
                 let at = self.find(at)?;
