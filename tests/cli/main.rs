@@ -5,6 +5,8 @@ mod attempt;
 mod bad_input;
 mod diff;
 mod info;
+#[path = "../common/kernel.rs"]
+mod kernel;
 mod lab;
 mod many;
 mod marks;

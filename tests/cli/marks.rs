@@ -257,9 +257,7 @@ fn what_is_written_with_userxattr_the_kernel_shows_with_userxattr() {
         assert_eq!(list(&lab), shown, "mounted again");
         lab.plyfs(&["umount", "m"]).ok();
     }
-    let status =
-        Command::new("mount").args(["-t", "overlay", "overlay", "-o", &format!("userxattr,{options}")]).arg(lab.path("m")).status();
-    if !status.unwrap().success() {
+    if crate::kernel::overlay(format!("userxattr,{options}"), &lab.path("m")).is_err() {
         crate::skip::skip!("needs kernel overlayfs with userxattr");
     }
     let _mounted = Mounted(lab.path("m"));

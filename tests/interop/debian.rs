@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use plyfs_sys::stat::{Kind, Time};
 
+use crate::kernel;
 use crate::lab::{Lab, SOON, missing, ok, run};
 use crate::skip::skip;
 use crate::tree::{self, Node, Tree};
@@ -284,7 +285,7 @@ fn script(steps: &str) -> String {
 fn mount_kernel(lab: &Lab, stack: &Stack) -> PathBuf {
     let merged = lab.make("merged");
     let options = format!("{},{KERNEL}", stack.options(lab));
-    ok(Command::new("mount").args(["-t", "overlay", "overlay", "-o", &options]).arg(&merged), SOON);
+    kernel::overlay(&options, &merged).unwrap_or_else(|errno| panic!("{options}: {errno}"));
     merged
 }
 
@@ -362,9 +363,8 @@ fn no_kernel_overlay(lab: &Lab) -> Option<String> {
     let (upper, work, lower) = (lab.make("trial/upper"), lab.make("trial/work"), lab.make("trial/lower"));
     let options = format!("lowerdir={},upperdir={},workdir={},{KERNEL}", lower.display(), upper.display(), work.display());
     let merged = lab.make("merged");
-    let done = run(Command::new("mount").args(["-t", "overlay", "overlay", "-o", &options]).arg(&merged), SOON);
-    if !done.status.success() {
-        return Some(format!("needs kernel overlayfs on {}: {}", merged.display(), done.err.trim()));
+    if let Err(errno) = kernel::overlay(&options, &merged) {
+        return Some(format!("needs kernel overlayfs on {}: {errno}", merged.display()));
     }
     unmount(&merged);
     None

@@ -15,6 +15,8 @@
 mod acd;
 mod debian;
 mod host;
+#[path = "../common/kernel.rs"]
+mod kernel;
 mod lab;
 mod programs;
 #[path = "../common/skip.rs"]

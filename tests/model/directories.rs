@@ -209,8 +209,7 @@ impl KernelMount {
             upper.display(),
             work.display()
         );
-        let data = std::ffi::CString::new(data).unwrap();
-        rustix::mount::mount("overlay", &target, "overlay", MountFlags::empty(), Some(&*data)).unwrap();
+        crate::kernel::overlay(data, &target).unwrap();
         Self(target)
     }
 }
@@ -362,8 +361,7 @@ pub(crate) fn no_kernel() -> Option<String> {
     let target = layers.base.path().join("kernel");
     std::fs::create_dir_all(&target).unwrap();
     let data = format!("lowerdir={},upperdir={},workdir={}", layers.lowers[0].display(), layers.upper().display(), layers.work().display());
-    let data = std::ffi::CString::new(data).unwrap();
-    match rustix::mount::mount("overlay", &target, "overlay", MountFlags::empty(), Some(&*data)) {
+    match crate::kernel::overlay(data, &target) {
         Ok(()) => rustix::mount::unmount(&target, UnmountFlags::empty()).err().map(|errno| errno.to_string()),
         Err(errno) => Some(format!("kernel overlayfs cannot be mounted here: {errno}")),
     }

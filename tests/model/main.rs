@@ -38,6 +38,8 @@ mod system;
 mod union;
 mod view;
 
+#[path = "../common/kernel.rs"]
+mod kernel;
 #[path = "../common/skip.rs"]
 mod skip;
 

@@ -77,8 +77,7 @@ impl Mounted {
         let options = format!("lowerdir={},upperdir={},workdir={}", lowers.join(":"), upper.display(), work.display());
         made(at.clone());
         if by == Kernel {
-            let data = std::ffi::CString::new(format!("{options},redirect_dir=on,metacopy=off,index=off")).unwrap();
-            let mounted = rustix::mount::mount("overlay", &at, "overlay", MountFlags::empty(), Some(&*data));
+            let mounted = crate::kernel::overlay(format!("{options},redirect_dir=on,metacopy=off,index=off"), &at);
             assert_eq!(mounted, Ok(()), "overlay on {}: {options}", at.display());
             return Self { at, server: None };
         }

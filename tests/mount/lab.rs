@@ -209,7 +209,7 @@ impl Lab {
         if with == "overlay" {
             let mut options = self.options();
             options.push(",redirect_dir=on,index=on,xino=auto");
-            run(Command::new("mount").args(["-t", "overlay", "overlay", "-o"]).arg(options).arg(&self.mnt));
+            crate::kernel::overlay(options, &self.mnt).unwrap();
             self.server = Some(Server::Kernel);
             return;
         }

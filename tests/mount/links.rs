@@ -182,12 +182,7 @@ fn an_unmounted_upper_is_a_lower_as_it_is() {
     restack(&mut lab, "third");
     let target = lab.mountpoint("kernel");
     let options = lab.options().into_string().unwrap();
-    let mounted = std::process::Command::new("mount")
-        .args(["-t", "overlay", "overlay", "-o", &format!("{options},redirect_dir=on,index=on")])
-        .arg(&target)
-        .status()
-        .unwrap();
-    if mounted.success() {
+    if crate::kernel::overlay(format!("{options},redirect_dir=on,index=on"), &target).is_ok() {
         for name in all {
             assert_eq!(fs::read_to_string(target.join(name)).unwrap(), "lower\nmore\nagain\n", "{name}");
         }

@@ -28,6 +28,8 @@ mod copy_up;
 mod crowd;
 mod data;
 mod flags;
+#[path = "../common/kernel.rs"]
+mod kernel;
 mod lab;
 mod life;
 mod links;

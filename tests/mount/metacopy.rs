@@ -232,7 +232,7 @@ fn composed(lab: &mut Lab) {
 fn kernel(lab: &Lab, target: &Path, change: impl FnOnce(&Path)) -> Vec<String> {
     let mut options = lab.options();
     options.push(",redirect_dir=on,index=on,metacopy=on,xino=auto");
-    run(Command::new("mount").args(["-t", "overlay", "overlay", "-o"]).arg(options).arg(target));
+    crate::kernel::overlay(options, target).unwrap();
     change(target);
     let shown = tree(target);
     run(Command::new("umount").arg(target));
