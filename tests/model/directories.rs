@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use plyfs_format::Dialect;
 use plyfs_overlay::{Behaviour, DirTree, Layer, LayerStack, Union};
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::mount::UnmountFlags;
 use tempfile::TempDir;
 
 use crate::build::{dialect_of, on_disk, on_disk_as};
