@@ -6,6 +6,8 @@
 
 mod direct;
 mod fsx;
+#[path = "../common/kernel.rs"]
+mod kernel;
 #[path = "../mount/lab.rs"]
 mod lab;
 mod pjdfstest;
