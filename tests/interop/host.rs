@@ -66,7 +66,8 @@ fn listed(lab: &Lab) -> Vec<String> {
 
 /// What a try says, without what it says of the mounts of tests that run at the same time.
 fn said(done: &Done) -> Vec<&str> {
-    done.err.lines().filter(|line| !line.contains("changes cannot be tried in")).collect()
+    let of_the_machine = ["changes cannot be tried in", "have files in common"];
+    done.err.lines().filter(|line| !of_the_machine.iter().any(|note| line.contains(note))).collect()
 }
 
 /// Mounts but those of tests, which come and go.
