@@ -248,10 +248,10 @@ fn orphans_are_reaped_and_go_with_the_command() {
 }
 
 fn signal_state_is_the_default() {
-    const PIPE: u64 = 1 << 12;
-    // The caller ignores SIGPIPE, as every Rust program does, and has caught others. What it was told to ignore, as by nohup(1), it passes on.
+    const HANGUP: u64 = 1;
+    // The caller ignores SIGPIPE, as every Rust program does, and has caught others. Of what it was told to ignore it passes on SIGHUP, for nohup(1).
     let own = field_of(&std::fs::read_to_string("/proc/self/status").unwrap(), "SigIgn").unwrap().to_owned();
-    let ignored = u64::from_str_radix(&own, 16).unwrap() & !PIPE;
+    let ignored = u64::from_str_radix(&own, 16).unwrap() & HANGUP;
     for init in [true, false] {
         let mut spec = spec(&["cat", "/proc/self/status"]);
         spec.init = init;
