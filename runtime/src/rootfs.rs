@@ -83,7 +83,11 @@ impl Sources {
                     };
                     let mount = match source {
                         BindSource::Fd(fd) => mount::open_tree_clone(take(*fd)?.as_fd(), c"", *recursive),
-                        BindSource::Path(path) => mount::open_tree_clone_path(path.as_path(), *recursive),
+                        BindSource::Path(path) => match mount::open_tree_clone_path(path.as_path(), *recursive) {
+                            // In a user namespace what is mounted below cannot be left behind.
+                            Err(Errno::INVAL) if !*recursive => mount::open_tree_clone_path(path.as_path(), true),
+                            other => other,
+                        },
                     };
                     match mount {
                         Err(errno) if *optional && is_gone(errno) => None,
@@ -184,6 +188,11 @@ impl Assembly {
         for (index, entry) in spec.mounts.iter().enumerate() {
             let source = self.mounts.get_mut(index).and_then(Option::take);
             match (entry, source) {
+                (MountSpec::BindReadOnly { target, optional: true, .. }, Some(mount)) => match self.attach(mount.as_fd(), target) {
+                    // In a user namespace the place shows what is mounted there on the host, which may have lost its server.
+                    Err(Error::Setup { errno, .. }) if is_gone(Errno::from_raw_os_error(errno.0)) => {}
+                    result => result?,
+                },
                 (MountSpec::AttachFd { target, .. } | MountSpec::BindReadOnly { target, .. }, Some(mount)) => {
                     self.attach(mount.as_fd(), target)?;
                 }

@@ -120,7 +120,7 @@ struct Roots(Vec<i32>, Option<i32>);
 fn union(params: &Params) -> anyhow::Result<(Arc<Union<DirTree>>, Roots)> {
     let lowers = marks::open(&params.lowers, &params.data, params)?;
     let upper = match &params.writable {
-        Some(place) => Some(marks::upper(upper::open(place, atime_flags(params))?, &place.upper, params)),
+        Some(place) => Some(marks::upper(upper::open(place, atime_flags(params))?, &place.upper, params)?),
         None => None,
     };
     let roots = Roots(
@@ -183,6 +183,9 @@ pub(crate) fn shared_fuse_options() -> FuseOptions {
         subtype: Some(SUBTYPE.to_owned()),
         allow_other: true,
         default_permissions: true,
+        // Ids of the user namespace that mounts, which may have no 0.
+        uid: process::effective_uid(),
+        gid: process::effective_gid(),
         ..FuseOptions::default()
     }
 }

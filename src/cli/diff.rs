@@ -126,8 +126,10 @@ fn of_layers(
     params: &Params,
     options: &ChangeOptions,
 ) -> anyhow::Result<Vec<Change>> {
-    marks::can_be_read(at)?;
-    let upper = Some(marks::upper(DirTree::upper_readonly(upper, index)?, upper, params));
+    if !params.user_xattr {
+        marks::can_be_read(at)?;
+    }
+    let upper = Some(marks::upper(DirTree::upper_readonly(upper, index)?, upper, params)?);
     let lowers = marks::open(&lowers.merged, &lowers.data, params)?;
     let behaviour = Behaviour { lenient: params.lenient, ..Behaviour::default() };
     Union::new(LayerStack { upper, lowers }, behaviour).and_then(|union| union.changes(options)).map_err(|error| unreadable(at, error))

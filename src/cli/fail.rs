@@ -37,14 +37,6 @@ pub(crate) fn one_line(text: &str) -> String {
     line
 }
 
-/// Refuses for lack of root, by the name of the verb.
-pub(crate) fn need_root(verb: &str) -> anyhow::Result<()> {
-    if plyfs_sys::process::effective_uid() == 0 {
-        return Ok(());
-    }
-    Err(failure(verb, "it needs root in this version; ordinary users come with a later one", format_args!("run 'sudo plyfs {verb} ...'")))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

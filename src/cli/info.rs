@@ -13,7 +13,7 @@ use plyfs_sys::stat::Kind;
 use plyfs_sys::{Errno, create, io, process, root, tree};
 
 use super::store::Store;
-use super::{daemon, fail, mounts, output};
+use super::{daemon, fail, mounts, output, rootless};
 
 /// Show what this machine allows, and the remedy for each lack.
 #[derive(Debug, clap::Args)]
@@ -78,7 +78,7 @@ fn number(path: &str) -> Option<u64> {
 fn user() -> Row {
     match process::effective_uid() {
         0 => Row::good("user", "root"),
-        uid => Row::lack("user", format!("uid {uid}"), "mount, try and run need root in this version: use sudo"),
+        uid => Row::good("user", format!("uid {uid}")),
     }
 }
 
@@ -160,14 +160,18 @@ fn offer() -> Result<Offer, String> {
 fn user_namespaces() -> Row {
     let name = "user namespaces";
     if number("/proc/sys/user/max_user_namespaces").unwrap_or(0) == 0 {
-        return Row::lack(name, "none are allowed", "sysctl user.max_user_namespaces=10000 (for later versions: rootless use)");
+        return Row::lack(name, "none are allowed", "sysctl user.max_user_namespaces=10000 (for try, run and mount of ordinary users)");
     }
     for (file, off, remedy) in [
-        ("/proc/sys/kernel/unprivileged_userns_clone", 0, "sysctl kernel.unprivileged_userns_clone=1 (for later versions: rootless use)"),
+        (
+            "/proc/sys/kernel/unprivileged_userns_clone",
+            0,
+            "sysctl kernel.unprivileged_userns_clone=1 (for try, run and mount of ordinary users)",
+        ),
         (
             "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
             1,
-            "sysctl kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile for plyfs (for later versions: rootless use)",
+            "sysctl kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile for plyfs (for try, run and mount of ordinary users)",
         ),
     ] {
         if number(file) == Some(off) {
@@ -180,29 +184,14 @@ fn user_namespaces() -> Row {
 /// The ranges of other ids that a user may map. Root needs none.
 fn sub_ids() -> Row {
     let name = "subuid, subgid";
-    let uid = process::effective_uid().to_string();
-    let login = fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let login = login.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)? == uid).then(|| name.to_owned())
-    });
-    let ranges = |file: &str| {
-        let text = fs::read_to_string(file).unwrap_or_default();
-        text.lines()
-            .filter_map(|line| {
-                let mut fields = line.split(':');
-                let who = fields.next()?;
-                let (_, count) = (fields.next()?, fields.next()?.trim().parse::<u64>().ok()?);
-                (who == uid || Some(who) == login.as_deref()).then_some(count)
-            })
-            .sum::<u64>()
-    };
-    let (uids, gids) = (ranges("/etc/subuid"), ranges("/etc/subgid"));
+    let uid = process::effective_uid();
+    let login = rootless::login(uid);
+    let count = |file: &str| rootless::ranges(file, uid).iter().map(|&(_, count)| u64::from(count)).sum::<u64>();
+    let (uids, gids) = (count(rootless::SUBUID), count(rootless::SUBGID));
     let helpers = in_path("newuidmap").is_some() && in_path("newgidmap").is_some();
-    let who = login.clone().unwrap_or_else(|| uid.clone());
+    let who = login.unwrap_or_else(|| uid.to_string());
     let found = format!("{uids} and {gids} ids for {who}; newuidmap {}", if helpers { "is there" } else { "is missing" });
-    if uid == "0" || uids > 0 && gids > 0 && helpers {
+    if uid == 0 || uids > 0 && gids > 0 && helpers {
         return Row::good(name, found);
     }
     Row::lack(name, found, format!("apt-get install uidmap; usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {who}"))

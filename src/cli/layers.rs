@@ -6,12 +6,13 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use plyfs_format::Dialect;
-use plyfs_overlay::{DirTree, Layer, LayerOpenError, LayerStack};
+use plyfs_overlay::{DirTree, Keeping, Layer, LayerOpenError, LayerStack};
 use plyfs_sys::at::{self, At, SetTime, XattrMode};
 use plyfs_sys::mount::{self, MountAttrFlags, Propagation, SetAttr};
-use plyfs_sys::{Errno, root};
+use plyfs_sys::{Errno, root, userns};
 
 use super::fail::failure;
+use super::marks;
 
 /// The two directories of a writable layer.
 #[derive(Clone, Debug)]
@@ -52,7 +53,7 @@ pub(crate) fn make_dir(dir: &Path) -> anyhow::Result<()> {
 }
 
 fn failed(dir: &Path, why: impl std::fmt::Display) -> anyhow::Error {
-    failure(format_args!("directory {}", dir.display()), why, "see that root can write there, or give another place")
+    failure(format_args!("directory {}", dir.display()), why, "see that you can write there, or give another place")
 }
 
 /// Gives a directory the owner, mode, times and extended attributes of another one.
@@ -60,9 +61,10 @@ fn look_alike(dir: &Path, like: BorrowedFd<'_>) -> Result<(), Errno> {
     let fd = root::open_dir(dir)?;
     let at = At::Fd(fd.as_fd());
     let stat = at::stat(At::Fd(like))?;
-    at::chown(at, Some(stat.uid), Some(stat.gid))?;
+    let (dialect, keeping) = (marks::own_dialect(), own_keeping());
     for name in attributes(like)? {
-        let Some(own) = plyfs_format::translate_xattr(Dialect::Trusted, Dialect::Trusted, &name) else { continue };
+        let Some(own) = plyfs_format::translate_xattr(dialect, dialect, &name) else { continue };
+        let own = if keeping == Keeping::InObjects { own } else { plyfs_format::escape_override(&own) };
         match at::get_xattr(At::Fd(like), &name).and_then(|value| at::set_xattr(at, &own, &value, XattrMode::Any)) {
             Ok(()) | Err(Errno::NODATA) => {}
             Err(errno @ (Errno::OPNOTSUPP | Errno::PERM)) => {
@@ -71,7 +73,8 @@ fn look_alike(dir: &Path, like: BorrowedFd<'_>) -> Result<(), Errno> {
             Err(errno) => return Err(errno),
         }
     }
-    at::chmod(at, stat.mode)?;
+    // Last: with another owner this process may not set attributes, and an ACL has changed the mode.
+    keeping.dress_dir(fd.as_fd(), stat.uid, stat.gid, stat.mode)?;
     at::set_times(at, SetTime::To(stat.atime), SetTime::To(stat.mtime))
 }
 
@@ -85,13 +88,18 @@ fn attributes(dir: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, Errno> {
 /// The one mount of the host at a path, without those below it, as a clone that nobody else sees: read-only, no access times are changed by
 /// it, and what is mounted on the host later does not come into it.
 pub(crate) fn host_lower(mountpoint: &Path) -> Result<OwnedFd, Errno> {
-    let clone = mount::open_tree_clone_path(mountpoint, false)?;
-    let attr = SetAttr {
-        set: MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NOATIME,
-        propagation: Some(Propagation::Private),
-        ..SetAttr::default()
+    // In a user namespace what is mounted below cannot be left behind: it came along when the namespace was made, and may hide something. It shows then.
+    let (clone, recursive) = match mount::open_tree_clone_path(mountpoint, false) {
+        Err(Errno::INVAL) => (mount::open_tree_clone_path(mountpoint, true)?, true),
+        other => (other?, false),
     };
-    mount::mount_setattr(clone.as_fd(), &attr, false)?;
+    let attr = |set| SetAttr { set, propagation: Some(Propagation::Private), ..SetAttr::default() };
+    let quiet = MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NOATIME;
+    match mount::mount_setattr(clone.as_fd(), &attr(quiet), recursive) {
+        // A mount that a user namespace inherited keeps its access times.
+        Err(Errno::PERM) => mount::mount_setattr(clone.as_fd(), &attr(MountAttrFlags::MOUNT_ATTR_RDONLY), recursive)?,
+        other => other?,
+    }
     Ok(clone)
 }
 
@@ -103,15 +111,44 @@ pub(crate) fn lower(fd: BorrowedFd<'_>) -> anyhow::Result<DirTree> {
 
 /// Opens the lowers of a stack, the topmost first: those that merge, and those that hold only data.
 pub(crate) fn open(merged: &[PathBuf], data: &[PathBuf]) -> Result<Box<[Layer<DirTree>]>, LayerOpenError> {
-    let named = |path: &PathBuf, tree| Layer::trusted(tree).named(format!("layer {}", path.display()));
+    let dialect = marks::own_dialect();
+    let named = |path: &PathBuf, tree| Layer::new(tree, dialect).named(format!("layer {}", path.display()));
     let merged = merged.iter().map(|path| DirTree::lower(path).map(|tree| named(path, tree)));
     merged.chain(data.iter().map(|path| DirTree::lower(path).map(Layer::data_only))).collect()
 }
 
+/// An upper that plyfs has made itself: in a user namespace owners that cannot be given are kept beside the objects.
+pub(crate) fn own_upper(tree: DirTree) -> anyhow::Result<Layer<DirTree>> {
+    keeping_upper(tree, marks::own_dialect(), "the upper")
+}
+
+/// An upper in this dialect, with owners where they are kept.
+pub(crate) fn keeping_upper(tree: DirTree, dialect: Dialect, at: &str) -> anyhow::Result<Layer<DirTree>> {
+    let failed = |errno| failure(at, format_args!("cannot see or say where it keeps owners: {errno}"), "see that you can write there");
+    let keeping = match own_keeping() {
+        Keeping::InObjects if tree.keeps_owners_aside().map_err(failed)? => {
+            if tree.is_writable() {
+                let why =
+                    "its root has the attribute user.containers.override_stat: owners in it are kept in attributes, as in a user namespace";
+                return Err(failure(at, why, "mount it as the user whose it is, in a user namespace"));
+            }
+            Keeping::WhereRefused
+        }
+        keeping => keeping,
+    };
+    Ok(Layer::new(tree.keeping(keeping).map_err(failed)?, dialect).with_overrides(keeping != Keeping::InObjects))
+}
+
+/// Where owners are kept if nobody says otherwise: in the objects, but in a user namespace, which cannot give away what it has no id for.
+pub(crate) fn own_keeping() -> Keeping {
+    if userns::is_inside() { Keeping::WhereRefused } else { Keeping::InObjects }
+}
+
 /// A stack on lowers that are open.
 pub(crate) fn stack(upper: DirTree, lowers: &[OwnedFd]) -> anyhow::Result<LayerStack<DirTree>> {
-    let lowers = lowers.iter().map(|fd| lower(fd.as_fd()).map(Layer::trusted)).collect::<anyhow::Result<_>>()?;
-    Ok(LayerStack { upper: Some(Layer::trusted(upper)), lowers })
+    let dialect = marks::own_dialect();
+    let lowers = lowers.iter().map(|fd| lower(fd.as_fd()).map(|tree| Layer::new(tree, dialect))).collect::<anyhow::Result<_>>()?;
+    Ok(LayerStack { upper: Some(own_upper(upper)?), lowers })
 }
 
 #[cfg(test)]

@@ -10,18 +10,46 @@ use plyfs_sys::at::{self, At};
 use plyfs_sys::{Errno, process};
 
 use super::fail::{failure, note};
+use super::layers;
 
 /// As many marks as are told one by one.
 const TOLD: usize = 20;
 
+/// Whether this process is shown the attributes of the privileged. An error is neither.
+fn sees_trusted() -> Result<bool, Errno> {
+    // Who may read them may also take one away from a file of his own.
+    match process::memory_file(c"plyfs").and_then(|file| at::remove_xattr(At::Fd(file.as_fd()), b"trusted.plyfs")) {
+        Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(true),
+        Err(Errno::PERM | Errno::ACCESS) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// The dialect of layers where nobody says otherwise: that of kernel overlayfs, in a user namespace that of the kernel's `userxattr`.
+pub(crate) fn own_dialect() -> Dialect {
+    // What cannot be seen decides nothing: the first mark that is written tells.
+    if sees_trusted().unwrap_or(true) { Dialect::Trusted } else { Dialect::User }
+}
+
+/// Decides what the options leave open: where this process is not shown the marks of the privileged, those of users count.
+pub(crate) fn settle(params: &mut Params) -> anyhow::Result<()> {
+    if params.user_xattr || own_dialect() == Dialect::Trusted {
+        return Ok(());
+    }
+    if params.metacopy {
+        let why = "in a user namespace marks are in attributes of users, where everybody could set that of a metacopy";
+        return Err(failure("metacopy=on", why, "leave it out, or mount as root outside of the namespace"));
+    }
+    params.user_xattr = true;
+    Ok(())
+}
+
 /// Sees that this process is shown the attributes in which layers keep their marks: the kernel hides them from others as if they were not there.
 pub(crate) fn can_be_read(at: &str) -> anyhow::Result<()> {
     let remedy = "run it as root, outside of a container or user namespace";
-    // Who may read them may also take one away from a file of his own.
-    let probe = process::memory_file(c"plyfs").and_then(|file| at::remove_xattr(At::Fd(file.as_fd()), b"trusted.plyfs"));
-    match probe {
-        Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
-        Err(Errno::PERM | Errno::ACCESS) => {
+    match sees_trusted() {
+        Ok(true) => Ok(()),
+        Ok(false) => {
             let why = "the kernel shows trusted.* attributes, the marks of layers, only to root with CAP_SYS_ADMIN";
             Err(failure(at, why, remedy))
         }
@@ -47,15 +75,16 @@ pub(crate) fn open(merged: &[PathBuf], data: &[PathBuf], params: &Params) -> Res
 }
 
 /// The upper of a mount with these options.
-pub(crate) fn upper(tree: DirTree, path: &Path, params: &Params) -> Layer<DirTree> {
-    Layer::new(tree, written(params)).named(format!("upperdir {}", path.display()))
+pub(crate) fn upper(tree: DirTree, path: &Path, params: &Params) -> anyhow::Result<Layer<DirTree>> {
+    let at = format!("upperdir {}", path.display());
+    Ok(layers::keeping_upper(tree, written(params), &at)?.named(at))
 }
 
 /// Sees that marks can be written where the upper is, and that those of the layers can be honoured; of a lenient mount they are told instead.
 pub(crate) fn check(union: &Union<DirTree>, params: &Params) -> anyhow::Result<()> {
     let place = params.writable.as_ref().map(|writable| writable.upper.display().to_string()).unwrap_or_default();
     let at = format!("upperdir {place}");
-    let unusable = |error| failure(&at, error, "see that root can write there");
+    let unusable = |error| failure(&at, error, "see that you can write there");
     if let Some(probe) = union.probe().map_err(unusable)? {
         let dialect = written(params);
         tracing::info!(?dialect, ?probe, "how marks are written");

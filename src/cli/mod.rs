@@ -17,6 +17,7 @@ mod operand;
 mod output;
 mod pages;
 mod record;
+mod rootless;
 mod run;
 mod store;
 mod text;
@@ -38,7 +39,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 #[derive(Debug, Parser)]
 #[command(name = "plyfs", version, disable_help_subcommand = true, max_term_width = 100)]
 struct Cli {
-    /// Where plyfs keeps its state [default: $PLYFS_ROOT, else /var/lib/plyfs]
+    /// Where plyfs keeps its state [default: $PLYFS_ROOT, else /var/lib/plyfs, of ordinary users $XDG_DATA_HOME/plyfs]
     #[arg(long, value_name = "DIR", global = true)]
     root: Option<PathBuf>,
     #[command(subcommand)]

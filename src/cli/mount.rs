@@ -12,8 +12,8 @@ use plyfs_sys::process::caps;
 use plyfs_sys::{Errno, mount, root, statfs};
 
 use super::daemon::{self, Plan};
-use super::fail::{failure, need_root};
-use super::{mounts, trace};
+use super::fail::failure;
+use super::{marks, mounts, trace};
 
 const OPTIONS: &str = "\
 Options, separated by commas or given by several -o:
@@ -88,7 +88,6 @@ pub(crate) fn main(args: Args) -> anyhow::Result<ExitCode> {
     }
     let stay = args.foreground || args.debug || params.debug;
     trace::start(args.debug || params.debug);
-    need_root("mount")?;
     let plan = check(params, place)?;
     if args.fake {
         return Ok(ExitCode::SUCCESS);
@@ -155,6 +154,7 @@ fn check(mut params: Params, place: &Path) -> anyhow::Result<Plan> {
         *path = std::path::absolute(&*path)
             .map_err(|error| failure(format_args!("{what} {}", path.display()), error, "give an absolute path"))?;
     }
+    marks::settle(&mut params)?;
     let mountpoint = check_mountpoint(place)?;
     let layers: Vec<(&'static str, &Path)> = params.paths().map(|(what, path)| (what, path.as_path())).collect();
     check_overlap(&layers)?;
@@ -209,7 +209,7 @@ pub(crate) fn check_fuse(at: &str) -> anyhow::Result<()> {
             return Err(failure(
                 "/dev/fuse",
                 errno,
-                "run it as root; of a container the device must be allowed, as by '--device /dev/fuse'",
+                "run it as root, or let users open it (udev rule, 'chmod 666 /dev/fuse'); of a container the device must be allowed, as by '--device /dev/fuse'",
             ));
         }
     }

@@ -7,16 +7,17 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use plyfs_format::Change;
+use plyfs_format::{Change, Dialect};
 use plyfs_fuse::ServeOptions;
 use plyfs_overlay::params::{Lowers, Params, Writable, parse_paths};
-use plyfs_overlay::{ChangeOptions, DirTree, Layer, LayerOpenError, LayerStack, check_overlap};
+use plyfs_overlay::{ChangeOptions, DirTree, LayerOpenError, LayerStack, check_overlap};
 use plyfs_runtime::{FdIndex, InnerPath, Launcher, Root, Spec};
 use plyfs_sys::mount::FuseOptions;
 use plyfs_sys::root;
 
-use super::fail::{failure, need_root};
+use super::fail::failure;
 use super::layers::{Pair, make_dir};
+use super::rootless::{self, As};
 use super::store::{Scratch, Store};
 use super::{daemon, diff, layers, marks, mount, output};
 
@@ -67,7 +68,8 @@ struct Place {
 
 /// Does it.
 pub(crate) fn main(args: Args, root: Option<PathBuf>) -> anyhow::Result<ExitCode> {
-    need_root("run")?;
+    let store = Store::at(root)?;
+    rootless::enter("run", As::Root)?;
     let Lowers { merged, data } = parse_paths("--rootfs", &args.rootfs)?;
     let lowers = Lowers { merged: absolute("rootfs", merged)?, data: absolute("rootfs", data)? };
     let env = environment(&args.env)?;
@@ -79,7 +81,7 @@ pub(crate) fn main(args: Args, root: Option<PathBuf>) -> anyhow::Result<ExitCode
                 .map_err(|errno| failure(format_args!("rootfs {}", lower.display()), errno, "create it, or correct the path"))
         })
         .collect::<anyhow::Result<Vec<OwnedFd>>>()?;
-    let place = place(&args, &lowers, opened.first(), root)?;
+    let place = place(&args, &lowers, opened.first(), &store)?;
 
     plyfs_sys::limits::umask(0);
     // A layer that is thrown away is not worth a wait for the disk.
@@ -87,7 +89,8 @@ pub(crate) fn main(args: Args, root: Option<PathBuf>) -> anyhow::Result<ExitCode
     let upper = DirTree::upper(&place.pair.upper, &place.pair.work).inspect_err(|_| place.unmake())?;
     let union = daemon::make_union(stack(&lowers, upper)?, behaviour)?;
     let writable = Some(Writable { upper: place.pair.upper.clone(), work: place.pair.work.clone() });
-    marks::check(&union, &Params { writable, ..Params::over(Vec::new()) }).inspect_err(|_| place.unmake())?;
+    let user_xattr = marks::own_dialect() == Dialect::User;
+    marks::check(&union, &Params { writable, user_xattr, ..Params::over(Vec::new()) }).inspect_err(|_| place.unmake())?;
     let options = FuseOptions { dev: false, ..daemon::shared_fuse_options() };
     let served = daemon::serve(&union, &options, ServeOptions::default(), "run")?;
     let mount = served.take_mount().ok_or_else(|| failure("run", "the mount was lost", "run it once more"))?;
@@ -122,7 +125,7 @@ fn changes(lowers: &Lowers, pair: &Pair) -> anyhow::Result<Vec<Change>> {
 
 fn stack(lowers: &Lowers, upper: DirTree) -> anyhow::Result<LayerStack<DirTree>> {
     let lowers = layers::open(&lowers.merged, &lowers.data)?;
-    Ok(LayerStack { upper: Some(Layer::trusted(upper).named("the upper")), lowers })
+    Ok(LayerStack { upper: Some(layers::own_upper(upper)?.named("the upper")), lowers })
 }
 
 fn absolute(what: &str, paths: Vec<PathBuf>) -> anyhow::Result<Vec<PathBuf>> {
@@ -133,12 +136,11 @@ fn absolute(what: &str, paths: Vec<PathBuf>) -> anyhow::Result<Vec<PathBuf>> {
 }
 
 /// Makes the writable layer, after all that can be known to fail.
-fn place(args: &Args, lowers: &Lowers, like: Option<&OwnedFd>, root: Option<PathBuf>) -> anyhow::Result<Place> {
+fn place(args: &Args, lowers: &Lowers, like: Option<&OwnedFd>, store: &Store) -> anyhow::Result<Place> {
     let like = like.ok_or_else(|| failure("--rootfs", "no directory is given", "give one or more, with colons between them"))?;
     let mut layers: Vec<(&'static str, &Path)> = lowers.all().map(|lower| ("rootfs", lower.as_path())).collect();
     check_overlap(&layers)?;
     let Some(upper) = &args.upper else {
-        let store = Store::at(root)?;
         if let Some(lower) = lowers.all().filter_map(|lower| lower.canonicalize().ok()).find(|lower| store.path().starts_with(lower)) {
             let why = format!("the state directory {} is in it", store.path().display());
             let remedy = "take another state directory with --root DIR; for a view of this machine use 'plyfs try'";

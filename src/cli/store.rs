@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fail::failure;
 use super::names::Name;
+use super::rootless;
 use super::text::Text;
 
 /// Where the state is if nobody says otherwise.
@@ -129,7 +130,10 @@ impl Store {
     /// That of `--root`, `PLYFS_ROOT` or the usual place. Nothing is made yet.
     pub(crate) fn at(given: Option<PathBuf>) -> anyhow::Result<Self> {
         let root = given.or_else(|| std::env::var_os("PLYFS_ROOT").filter(|root| !root.is_empty()).map(PathBuf::from));
-        let root = root.unwrap_or_else(|| PathBuf::from(DEFAULT));
+        let root = root.unwrap_or_else(|| match rootless::is_ordinary_user() {
+            true => rootless::data_dir().unwrap_or_else(|| PathBuf::from(DEFAULT)),
+            false => PathBuf::from(DEFAULT),
+        });
         std::path::absolute(&root).map(|root| Self(without_links(&root))).map_err(|error| failed(&root, error))
     }
 
@@ -273,7 +277,7 @@ impl Drop for Scratch {
 }
 
 fn failed(path: &Path, error: impl std::fmt::Display) -> anyhow::Error {
-    failure(format_args!("state directory {}", path.display()), error, "see that root can write there, or take another one with --root DIR")
+    failure(format_args!("state directory {}", path.display()), error, "see that you can write there, or take another one with --root DIR")
 }
 
 /// The path without links in it, as far as it exists.

@@ -7,11 +7,12 @@ use std::process::ExitCode;
 
 use plyfs_format::Change;
 use plyfs_overlay::ChangeOptions;
-use plyfs_runtime::{FdIndex, InnerPath, Launcher, Root, Spec};
+use plyfs_runtime::{Capabilities, FdIndex, InnerPath, Launcher, Root, Spec};
 
 use super::diff::Show;
-use super::fail::{failure, need_root, note, say};
+use super::fail::{failure, note, say};
 use super::names::Name;
+use super::rootless::{self, As};
 use super::store::{Held, Meta, State, Store, now};
 use super::text::{Text, ago, command_line, shortened};
 use super::view::{self, View};
@@ -86,8 +87,9 @@ pub(crate) fn main(args: Args, root: Option<PathBuf>) -> anyhow::Result<ExitCode
         let remedy = format!("look at the changes with 'plyfs try diff {name}'");
         return Err(failure(format_args!("try apply {name}"), "it comes with a later version", remedy));
     }
-    need_root("try")?;
     let store = Store::at(root)?;
+    // What a user's commands leave may belong to his subordinate ids.
+    rootless::enter("try", As::Caller)?;
     match args.verb {
         None => run(&args, &store),
         Some(Verb::List) => list(&store),
@@ -153,6 +155,10 @@ fn execute(args: &Args, store: &Store, prepared: view::Prepared, held: &Held) ->
     spec.cwd_or_root = true;
     // The command is anything that runs on this machine, sudo and su included; what they can reach at most is limited all the same.
     spec.no_new_privs = false;
+    if plyfs_sys::process::effective_uid() != 0 {
+        // Those that an ordinary user's namespace gives are plyfs's alone: the command is to be who it was.
+        spec.capabilities = Capabilities::none();
+    }
 
     let fds = std::mem::take(&mut view.fds);
     let mut running = match Launcher::new().spawn(&spec, fds) {

@@ -37,7 +37,7 @@ pub use mark::{
 };
 pub use nlink::Nlink;
 pub use origin::{Origin, OriginError};
-pub use override_stat::{OVERRIDE_PREFIX, OVERRIDE_STAT, OverrideKind, OverrideStat};
+pub use override_stat::{OVERRIDE_PREFIX, OVERRIDE_STAT, OverrideKind, OverrideStat, escape_override, shown_override};
 pub use protattr::Protattr;
 pub use redirect::{Redirect, RedirectError};
 pub use whiteout::{

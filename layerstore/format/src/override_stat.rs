@@ -42,6 +42,23 @@ pub enum OverrideKind {
 }
 
 impl OverrideStat {
+    /// The attribute's value, as containers/storage writes it.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let Self { uid, gid, mode, kind } = self;
+        let kind = match kind {
+            None => String::new(),
+            Some(OverrideKind::Dir) => ":dir".to_owned(),
+            Some(OverrideKind::File) => ":file".to_owned(),
+            Some(OverrideKind::Symlink) => ":symlink".to_owned(),
+            Some(OverrideKind::Fifo) => ":pipe".to_owned(),
+            Some(OverrideKind::Socket) => ":socket".to_owned(),
+            Some(OverrideKind::Block(major, minor)) => format!(":block-{major}-{minor}"),
+            Some(OverrideKind::Char(major, minor)) => format!(":char-{major}-{minor}"),
+        };
+        format!("{uid}:{gid}:0{mode:o}{kind}").into_bytes()
+    }
+
     /// Reads the attribute's value; `None` for one that breaks the form.
     #[must_use]
     pub fn parse(value: &[u8]) -> Option<Self> {
@@ -54,6 +71,31 @@ impl OverrideStat {
         };
         Some(Self { uid, gid, mode, kind })
     }
+}
+
+/// What stands before the names of this attribute and its like.
+const FAMILY: &[u8] = b"user.containers.";
+
+/// What stands after that in an escaped name.
+const ESCAPE: &[u8] = b"overlay.";
+
+/// The name on disk of the attribute that a user calls `name`, where [`OVERRIDE_STAT`] counts: one of its like gets one more `overlay.`, as marks do.
+#[must_use]
+pub fn escape_override(name: &[u8]) -> Vec<u8> {
+    match name.strip_prefix(FAMILY) {
+        Some(rest) if name.starts_with(OVERRIDE_PREFIX) || rest.starts_with(ESCAPE) => [FAMILY, ESCAPE, rest].concat(),
+        _ => name.to_vec(),
+    }
+}
+
+/// The name that a user sees of the attribute `name` on disk, where [`OVERRIDE_STAT`] counts; `None` for one that users do not see.
+#[must_use]
+pub fn shown_override(name: &[u8]) -> Option<Vec<u8>> {
+    if name.starts_with(OVERRIDE_PREFIX) {
+        return None;
+    }
+    let escaped = name.strip_prefix(FAMILY).and_then(|rest| rest.strip_prefix(ESCAPE));
+    Some(escaped.map_or_else(|| name.to_vec(), |rest| [FAMILY, rest].concat()))
 }
 
 fn parse_kind(text: &str) -> Option<OverrideKind> {
@@ -101,5 +143,30 @@ mod tests {
             assert_eq!(OverrideStat::parse(bad.as_bytes()), None, "{bad}");
         }
         assert!(OVERRIDE_STAT.starts_with(OVERRIDE_PREFIX));
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        for kind in ["", ":dir", ":file", ":symlink", ":pipe", ":socket", ":block-8-0", ":char-1-3"] {
+            let value = format!("1000:6:04755{kind}");
+            assert_eq!(OverrideStat::parse(value.as_bytes()).unwrap().encode(), value.as_bytes());
+        }
+    }
+
+    #[test]
+    fn names_of_users_are_escaped_and_shown_as_they_were() {
+        for name in [
+            "user.containers.override_stat",
+            "user.containers.overlay.override_stat",
+            "user.containers.overlay.x",
+            "user.containers.x",
+            "user.x",
+        ] {
+            let disk = escape_override(name.as_bytes());
+            assert!(!disk.starts_with(OVERRIDE_PREFIX), "{name}");
+            assert_eq!(shown_override(&disk).as_deref(), Some(name.as_bytes()));
+        }
+        assert_eq!(escape_override(b"user.containers.x"), b"user.containers.x");
+        assert_eq!(shown_override(OVERRIDE_STAT), None);
     }
 }

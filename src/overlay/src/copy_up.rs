@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use plyfs_format::{MarkKind, Nlink, Origin, escape_xattr};
+use plyfs_format::{MarkKind, Nlink, Origin};
 use plyfs_sys::Errno;
 use plyfs_sys::at::SetTime;
 use plyfs_sys::at::XattrMode;
@@ -176,7 +176,7 @@ impl<T: UpperTree> Union<T> {
         to.set_owner(&staged.node, Some(stat.uid), Some(stat.gid)).attempt("chown the copy")?;
         for name in from.list_xattr(&lower.node).attempt("list lower xattrs")? {
             // The lower layer's own marks say nothing about the upper.
-            let Some(name_above) = layer.shown_xattr(&name).map(|shown| escape_xattr(upper.dialect, &shown)) else { continue };
+            let Some(name_above) = layer.shown_xattr(&name).map(|shown| upper.xattr_on_disk(&shown)) else { continue };
             let Some(value) = from.get_xattr(&lower.node, &name).attempt("read a lower xattr")? else { continue };
             match to.set_xattr(&staged.node, &name_above, &value, XattrMode::Any) {
                 // As the kernel does: what the upper's filesystem does not know is left behind, but never rights.

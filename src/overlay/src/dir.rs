@@ -180,7 +180,8 @@ impl<T: UpperTree> Union<T> {
             }
         }
         let own = self.behaviour.own_ids == Some((caller_uid, caller_gid));
-        let in_place = own && !over_whiteout && above.mode & SETGID == 0 && acl.xattrs().next().is_none();
+        let one_step = matches!(node, NewNode::File | NewNode::Dir | NewNode::Symlink(_)) || !tree.stands_in();
+        let in_place = own && one_step && !over_whiteout && above.mode & SETGID == 0 && acl.xattrs().next().is_none();
         // On disk it would be a whiteout.
         let escaped = matches!(node, NewNode::Char(rdev) if is_whiteout_device(true, rdev));
         let node = if escaped { NewNode::Char(ESCAPED_WHITEOUT_RDEV) } else { node };

@@ -103,8 +103,8 @@ impl<T: UpperTree> Union<T> {
 
     /// Owner, mode and kind that the object's own attribute says, where that counts.
     pub(crate) fn overridden(&self, layer: &Layer<T>, node: &T::Node, mut stat: Stat) -> Result<Stat> {
-        // Only these can have the attribute.
-        if !layer.overrides || !matches!(stat.kind, Kind::File | Kind::Dir) {
+        // Only these can have the attribute; of an upper the tree has read it.
+        if !layer.overrides || self.is_upper(layer) || !matches!(stat.kind, Kind::File | Kind::Dir) {
             return Ok(stat);
         }
         let Some(value) = layer.tree.get_xattr(node, OVERRIDE_STAT).attempt("read the overriding attribute")? else { return Ok(stat) };
@@ -123,6 +123,10 @@ impl<T: UpperTree> Union<T> {
         };
         (stat.uid, stat.gid, stat.mode, stat.kind, stat.rdev) = (shown.uid, shown.gid, shown.mode, kind, rdev);
         Ok(stat)
+    }
+
+    fn is_upper(&self, layer: &Layer<T>) -> bool {
+        self.stack.upper.as_ref().is_some_and(|upper| std::ptr::eq(upper, layer))
     }
 
     /// A mark of an object cannot be honoured. The object is shown without it from now on, if the union is lenient; else that is an error.

@@ -1,6 +1,6 @@
 //! `Layer` and `LayerStack`: what is merged. Immutable once the union is made.
 
-use plyfs_format::{Dialect, OVERRIDE_PREFIX, shown_xattr};
+use plyfs_format::{Dialect, escape_override, escape_xattr, shown_override, shown_xattr};
 
 use crate::backend::Tree;
 
@@ -14,7 +14,8 @@ pub struct Layer<T> {
     pub data_only: bool,
     /// What messages call it: the path that a user gave.
     pub label: String,
-    /// Owner, mode and kind are those that `user.containers.override_stat` says. Not for uppers: what users change is in the object itself.
+    /// Owner, mode and kind are those that `user.containers.override_stat` says. Of a lower the union reads it, of an upper the tree itself does
+    /// ([`crate::DirTree::keeping`]).
     pub overrides: bool,
 }
 
@@ -48,7 +49,14 @@ impl<T> Layer<T> {
 
     /// The name that users see of an attribute on disk; none of what they must not see.
     pub(crate) fn shown_xattr(&self, name: &[u8]) -> Option<Vec<u8>> {
-        if self.overrides && name.starts_with(OVERRIDE_PREFIX) { None } else { shown_xattr(self.dialect, name) }
+        let name = shown_xattr(self.dialect, name)?;
+        if self.overrides { shown_override(&name) } else { Some(name) }
+    }
+
+    /// The name on disk of the attribute that users call `name`.
+    pub(crate) fn xattr_on_disk(&self, name: &[u8]) -> Vec<u8> {
+        let escaped = escape_xattr(self.dialect, name);
+        if self.overrides { escape_override(&escaped) } else { escaped }
     }
 }
 

@@ -40,7 +40,7 @@ mod union;
 mod xattr;
 
 pub use attr::{Attr, SetAttr};
-pub use backend::{DirTree, LayerOpenError, MemFs, MemTree, Seek, check_overlap};
+pub use backend::{DirTree, Keeping, LayerOpenError, MemFs, MemTree, Seek, check_overlap};
 pub use changes::{ChangeOptions, changes_of};
 pub use dir::NewNode;
 pub use error::{Error, Result};

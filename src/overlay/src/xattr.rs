@@ -1,6 +1,5 @@
 //! Extended attributes as users see them: marks are hidden and cannot be written, users' own attributes under the same prefix are escaped.
 
-use plyfs_format::escape_xattr;
 use plyfs_sys::Errno;
 use plyfs_sys::at::XattrMode;
 
@@ -9,6 +8,7 @@ use crate::backend::UpperTree;
 use crate::copy_up::Content;
 use crate::error::{Attempt, Error, Result};
 use crate::ino::Ino;
+use crate::layer::Layer;
 use crate::union::{Caller, Union};
 
 /// The longest name of an attribute (`XATTR_NAME_MAX`).
@@ -18,8 +18,8 @@ pub(crate) const CAPABILITY: &[u8] = b"security.capability";
 
 impl<T: UpperTree> Union<T> {
     /// The name on disk of an attribute that a user names.
-    fn on_disk(&self, dialect: plyfs_format::Dialect, name: &[u8]) -> Result<Vec<u8>> {
-        let escaped = escape_xattr(dialect, name);
+    fn on_disk(&self, layer: &Layer<T>, name: &[u8]) -> Result<Vec<u8>> {
+        let escaped = layer.xattr_on_disk(name);
         if escaped.len() > NAME_MAX {
             return Err(Error::Unsupported("an attribute name that is too long to be escaped"));
         }
@@ -32,7 +32,7 @@ impl<T: UpperTree> Union<T> {
     pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
         let inode = self.inode(ino)?;
         let (layer, node) = self.top(&inode)?;
-        let name = self.on_disk(layer.dialect, name)?;
+        let name = self.on_disk(layer, name)?;
         if layer.shown_xattr(&name).is_none() {
             return Err(Error::NoAttribute);
         }
@@ -72,7 +72,7 @@ impl<T: UpperTree> Union<T> {
     /// Errors: EROFS; EEXIST and ENODATA by `mode`; the upper's errors.
     pub fn setxattr(&self, caller: &Caller, ino: Ino, name: &[u8], value: &[u8], mode: XattrMode) -> Result<()> {
         let inode = self.inode(ino)?;
-        let on_disk = self.on_disk(self.upper()?.dialect, name)?;
+        let on_disk = self.on_disk(self.upper()?, name)?;
         self.may_change(&inode)?;
         self.copy_up(&inode, Content::Metadata)?;
         let _still = self.while_data_stays(&inode)?;
@@ -93,7 +93,7 @@ impl<T: UpperTree> Union<T> {
         self.upper()?;
         self.may_change(&inode)?;
         self.getxattr(ino, name)?;
-        let name = self.on_disk(self.upper()?.dialect, name)?;
+        let name = self.on_disk(self.upper()?, name)?;
         self.copy_up(&inode, Content::Metadata)?;
         let _still = self.while_data_stays(&inode)?;
         match self.upper()?.tree.remove_xattr(self.upper_node(&inode)?, &name) {

@@ -32,6 +32,7 @@ pub mod stat;
 pub mod statfs;
 pub mod terminal;
 pub mod tree;
+pub mod userns;
 mod xattr;
 
 pub use rustix::fs::{OFlags, RenameFlags};

@@ -195,6 +195,11 @@ pub fn effective_uid() -> u32 {
     rustix::process::geteuid().as_raw()
 }
 
+/// The effective group.
+pub fn effective_gid() -> u32 {
+    rustix::process::getegid().as_raw()
+}
+
 /// Makes `fd` standard input, output or error (0 to 2).
 ///
 /// # Errors

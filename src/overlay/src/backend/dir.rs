@@ -9,6 +9,7 @@
 //! the fd cache.
 
 mod fds;
+mod keeping;
 mod open;
 
 use std::fmt;
@@ -23,6 +24,8 @@ use plyfs_sys::statfs::StatFs;
 use plyfs_sys::{Errno, OFlags, RenameFlags, Result, create, handle, io, statfs, tree};
 
 use self::fds::{FdCache, Pinned};
+use self::keeping::Keeper;
+pub use self::keeping::Keeping;
 pub use self::open::{LayerOpenError, check_overlap};
 use super::{Handle, ObjectId, Place, RawEntry, Rename, Seek, Trace, Tree, UpperTree};
 use crate::name::Name;
@@ -37,6 +40,8 @@ pub struct DirTree {
     _pinned: Pinned,
     /// UUID of the filesystem, zeros if it has none; `None` if it cannot give out file handles.
     uuid: Option<[u8; 16]>,
+    /// Of an upper: where owners, modes and kinds are.
+    keeper: Keeper,
     /// Held for the lifetime: the flocks on upperdir and workdir.
     _locks: Vec<OwnedFd>,
 }
@@ -231,6 +236,30 @@ impl DirTree {
         }
     }
 
+    /// The same upper, which keeps owners, modes and kinds so; says so at its root.
+    ///
+    /// Errors: the root cannot have the attribute.
+    pub fn keeping(self, keeping: Keeping) -> Result<Self> {
+        let keeper = Keeper::new(keeping);
+        if self.work.is_some() {
+            self.at(&self.root, |root| keeper.declare(root))?;
+        }
+        Ok(Self { keeper, ..self })
+    }
+
+    /// Whether it was opened to be written.
+    pub fn is_writable(&self) -> bool {
+        self.work.is_some()
+    }
+
+    /// Whether its root says that owners in it are kept in attributes.
+    ///
+    /// Errors: the host's.
+    pub fn keeps_owners_aside(&self) -> Result<bool> {
+        let root = self.dir_fd(&self.root)?;
+        Keeping::is_declared(root.as_fd())
+    }
+
     /// The node of what was just made at `at`.
     fn made(&self, at: Place<'_, DirNode>) -> Result<DirNode> {
         let stat = self.in_dir(at, |dir, name| at::stat(At::Name(dir, name)))?;
@@ -285,21 +314,28 @@ impl Tree for DirTree {
 
     fn lookup(&self, dir: &DirNode, name: &Name) -> Result<Option<(DirNode, Stat)>> {
         let at = Place { dir, name };
-        match self.in_dir(at, |dir, name| at::stat(At::Name(dir, name))) {
-            Ok(stat) => Ok(Some((DirNode::named(&stat, at), stat))),
+        let found = self.in_dir(at, |dir, name| {
+            let own = at::stat(At::Name(dir, name))?;
+            Ok((own, self.keeper.shown(At::Name(dir, name), own)?))
+        });
+        match found {
+            Ok((own, stat)) => Ok(Some((DirNode::named(&own, at), stat))),
             Err(Errno::NOENT | Errno::NAMETOOLONG) => Ok(None),
             Err(errno) => Err(errno),
         }
     }
 
     fn stat(&self, node: &DirNode) -> Result<Stat> {
-        let stat = match self.at(node, at::stat) {
+        let found = self.at(node, |at| {
+            let own = at::stat(at)?;
+            check(node, &own)?;
+            self.keeper.shown(at, own)
+        });
+        match found {
             // The name is gone behind our back: the object is, too, as far as this layer can tell.
-            Err(Errno::NOENT | Errno::NOTDIR) => return Err(Errno::STALE),
-            other => other?,
-        };
-        check(node, &stat)?;
-        Ok(stat)
+            Err(Errno::NOENT | Errno::NOTDIR) => Err(Errno::STALE),
+            other => other,
+        }
     }
 
     fn readlink(&self, node: &DirNode) -> Result<Vec<u8>> {
@@ -309,7 +345,9 @@ impl Tree for DirTree {
     fn read_dir(&self, dir: &DirNode) -> Result<Vec<RawEntry>> {
         let fd = self.dir_fd(dir)?;
         let entries = plyfs_sys::dir::read_dir(fd.as_fd())?;
-        Ok(entries.into_iter().map(|e| RawEntry { name: e.name, ino: e.ino, kind: e.kind }).collect())
+        // A file may stand for something else.
+        let told = |kind: &Kind| !self.keeper.is_on() || *kind != Kind::File;
+        Ok(entries.into_iter().map(|e| RawEntry { name: e.name, ino: e.ino, kind: e.kind.filter(told) }).collect())
     }
 
     fn get_xattr(&self, node: &DirNode, name: &[u8]) -> Result<Option<Vec<u8>>> {
@@ -336,7 +374,8 @@ impl Tree for DirTree {
     }
 
     fn stat_file(&self, file: &DirFile) -> Result<Stat> {
-        at::stat(At::Fd(file.0.as_fd()))
+        let at = At::Fd(file.0.as_fd());
+        self.keeper.shown(at, at::stat(at)?)
     }
 
     fn statfs(&self) -> Result<StatFs> {
@@ -423,7 +462,7 @@ impl UpperTree for DirTree {
     }
 
     fn mknod(&self, at: Place<'_, DirNode>, kind: Kind, mode: u32, rdev: u64) -> Result<DirNode> {
-        self.in_dir(at, |dir, name| create::mknod(dir, name, kind, mode, rdev))?;
+        self.in_dir(at, |dir, name| self.keeper.mknod(dir, name, kind, mode, rdev))?;
         self.made(at)
     }
 
@@ -480,6 +519,10 @@ impl UpperTree for DirTree {
         Ok(())
     }
 
+    fn stands_in(&self) -> bool {
+        self.keeper.is_on()
+    }
+
     fn whiteout(&self, at: Place<'_, DirNode>) -> Result<()> {
         self.in_dir(at, |dir, name| create::mknod(dir, name, Kind::Char, 0, plyfs_format::WHITEOUT_RDEV))
     }
@@ -514,11 +557,11 @@ impl UpperTree for DirTree {
     }
 
     fn set_owner(&self, node: &DirNode, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
-        self.at(node, |at| at::chown(at, uid, gid))
+        self.at(node, |at| self.keeper.set_owner(at, node.0.kind, uid, gid))
     }
 
     fn set_mode(&self, node: &DirNode, mode: u32) -> Result<()> {
-        self.at(node, |at| at::chmod(at, mode))
+        self.at(node, |at| self.keeper.set_mode(at, node.0.kind, mode))
     }
 
     fn set_times(&self, node: &DirNode, atime: SetTime, mtime: SetTime) -> Result<()> {
@@ -526,7 +569,10 @@ impl UpperTree for DirTree {
     }
 
     fn set_xattr(&self, node: &DirNode, name: &[u8], value: &[u8], mode: XattrMode) -> Result<()> {
-        self.at(node, |at| at::set_xattr(at, name, value, mode))
+        self.at(node, |at| {
+            at::set_xattr(at, name, value, mode)?;
+            self.keeper.follow_acl(at, node.0.kind, name)
+        })
     }
 
     fn remove_xattr(&self, node: &DirNode, name: &[u8]) -> Result<()> {

@@ -16,7 +16,7 @@ use plyfs_sys::stat::{Kind, Stat};
 use plyfs_sys::statfs::StatFs;
 use plyfs_sys::{Errno, Result};
 
-pub use self::dir::{DirTree, LayerOpenError, check_overlap};
+pub use self::dir::{DirTree, Keeping, LayerOpenError, check_overlap};
 pub use self::mem::{MemFs, MemTree};
 use crate::name::Name;
 
@@ -180,6 +180,10 @@ pub trait UpperTree: Tree {
         other: Option<&Self::Node>,
         how: Rename,
     ) -> Result<()>;
+    /// Whether a file may stand for a device, fifo or socket: such an object takes more than one step to make.
+    fn stands_in(&self) -> bool {
+        false
+    }
     /// Puts a whiteout at a free name (EEXIST otherwise).
     fn whiteout(&self, at: Place<'_, Self::Node>) -> Result<()>;
     /// Keeps the object reachable without its name `losing`, which is about to go; does nothing for what is known by another name. `false`: as many are kept as can be, and

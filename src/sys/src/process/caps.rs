@@ -98,6 +98,23 @@ pub fn limit(keep: u64) -> Result<()> {
     )
 }
 
+/// Lets this thread's capabilities last over `execve` of a program without any, whoever the user is: all that it is permitted are inheritable and ambient from here on.
+///
+/// # Errors
+///
+/// `EPERM` where the thread is barred from raising ambient capabilities.
+pub fn make_ambient() -> Result<()> {
+    let own = rustix::thread::capabilities(None)?;
+    rustix::thread::set_capabilities(None, CapabilitySets { inheritable: own.permitted, ..own })?;
+    for number in 0..64 {
+        let capability = CapabilitySet::from_bits_retain(own.permitted.bits() & 1 << number);
+        if !capability.is_empty() {
+            rustix::thread::configure_capability_in_ambient_set(capability, true)?;
+        }
+    }
+    Ok(())
+}
+
 /// The capabilities in effect, bits by number.
 ///
 /// # Errors

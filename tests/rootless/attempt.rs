@@ -1,0 +1,85 @@
+//! `plyfs try` of an ordinary user, with his own id alone and with subordinate ones.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+use crate::lab::{Done, Lab, finish, need_mounts};
+use crate::user::{Ids, USER, user};
+
+const ALL: [Ids; 2] = [Ids::Single, Ids::Whole];
+
+/// What it said besides notes on the machine's mounts.
+fn said(done: &Done) -> Vec<&str> {
+    let note = |line: &&str| !line.starts_with("plyfs: try: changes cannot be tried in ") && !line.contains(" have files in common; ");
+    done.err.lines().filter(note).collect()
+}
+
+/// A lab with files of root, of the user, and a root-owned file in the user's home.
+fn machine() -> Lab {
+    let lab = Lab::layers();
+    for (file, mode) in [("secret", 0o600), ("public", 0o644)] {
+        fs::write(lab.path(file), file).unwrap();
+        fs::set_permissions(lab.path(file), fs::Permissions::from_mode(mode)).unwrap();
+    }
+    // The first one makes the home.
+    drop(lab.as_user(Ids::Single, ""));
+    fs::write(lab.path("home/own"), "own").unwrap();
+    std::os::unix::fs::chown(lab.path("home/own"), Some(USER), Some(USER)).unwrap();
+    fs::write(lab.path("home/roots"), "roots").unwrap();
+    lab
+}
+
+#[test]
+fn an_ordinary_user_tries_a_command() {
+    need_mounts!();
+    for ids in ALL {
+        let lab = machine();
+        let before = lab.snapshot();
+        let script = r#"
+            "$PLYFS" try --keep one -- sh -c 'id -u; grep CapEff /proc/self/status; cat ../public; echo changed > own; mkdir new; echo x > new/f; ln new/f new/g; mkfifo new/p
+                cat ../secret || echo unreadable; echo x > ../public || echo unwritable; mkdir ../no || echo closed; chmod 777 .. || echo not his; stat -c %a,%u . ../public | head -1; exit 7'
+            echo "code $?"; cat own; "$PLYFS" try list | wc -l; "$PLYFS" try diff one; "$PLYFS" try discard one; "$PLYFS" try list | wc -l"#;
+        let done = user(&lab, ids, script);
+        let text = done.text().replace(&lab.text(""), "LAB/");
+        let shown = "C LAB/home\nA LAB/home/new\nA LAB/home/new/f\nA LAB/home/new/g\nA LAB/home/new/p\nC LAB/home/own\n";
+        let (begin, rest) = text.split_once("code 7\n").unwrap_or_else(|| panic!("{done:?}"));
+        assert!(
+            begin.starts_with(&format!("{USER}\nCapEff:\t0000000000000000\npublicunreadable\nunwritable\nclosed\nnot his\n755,{USER}\n")),
+            "{done:?}"
+        );
+        assert!(begin.ends_with(shown), "{done:?}");
+        assert!(rest.starts_with("own2\n") && rest.contains(shown) && rest.ends_with("1\n"), "{done:?}");
+        assert_eq!(said(&done).iter().filter(|line| line.starts_with("plyfs: ")).count(), 1, "it says that it is kept: {done:?}");
+        let state = lab.path("home/.local/share/plyfs");
+        assert_eq!((fs::read_dir(state.join("try")).unwrap().count(), fs::metadata(&state).unwrap().uid()), (0, USER));
+        fs::remove_dir_all(lab.path("home/.local")).unwrap();
+        let (mut before, mut after) = (before, lab.snapshot());
+        for seen in [&mut before, &mut after] {
+            seen.remove(&lab.path("home"));
+            seen.remove(&lab.path(""));
+            seen.remove(&lab.path("own"));
+        }
+        assert_eq!(after, before, "{ids:?}");
+    }
+}
+
+#[test]
+fn a_file_of_root_in_a_users_directory_is_removed_and_moved_in_a_try() {
+    need_mounts!();
+    let lab = machine();
+    let script = r#""$PLYFS" try --discard -- sh -c 'mv roots moved && cat moved && stat -c %u moved; echo x 2>/dev/null > moved || echo unwritable; chmod 666 moved 2>/dev/null || echo not his; rm -f moved && ls'"#;
+    let done = user(&lab, Ids::Whole, script);
+    let text = done.text();
+    assert!(text.starts_with("roots65534\nunwritable\nnot his\nown\n"), "{done:?}");
+    assert_eq!(fs::read_to_string(lab.path("home/roots")).unwrap(), "roots");
+}
+
+#[test]
+fn a_user_who_may_not_open_the_device_is_told_so() {
+    need_mounts!();
+    let lab = Lab::layers();
+    for (code, command) in [(1, "mount -o lowerdir=../a:../b ../m"), (125, "try --discard -- true"), (125, "run --rootfs ../a -- true")] {
+        let done = finish(lab.as_user(Ids::Whole, &format!("\"$PLYFS\" {command}")).env("FUSE_MODE", "600"));
+        done.refused(code, "/dev/fuse: Permission denied", &["; "]);
+    }
+}
