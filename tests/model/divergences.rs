@@ -115,3 +115,8 @@ fn no_zero_links(want: &mut View) {
         object.nlink = None;
     }
 }
+
+/// A rename that leaves a device takes two steps: cut off in between, the object is at its new name and the old one shows nothing, or what was replaced.
+pub(crate) fn moves_in_two_steps(op: Option<&Op>) -> bool {
+    matches!(op, Some(Op::Rename { how: Move::Whiteout, .. }))
+}

@@ -10,6 +10,7 @@
 //! | `diff` | the diff by its rules |
 //! | `divergences` | where they may differ |
 //! | `run` | one case on several of them |
+//! | `crash` | what a power cut leaves |
 //! | `fault` | the union when a layer's call fails |
 //! | `killed` | what a server leaves that is killed at any of its calls |
 //! | `stress` | many threads at once |
@@ -20,6 +21,7 @@
 
 mod build;
 mod case;
+mod crash;
 mod diff;
 mod directories;
 mod divergences;
@@ -99,6 +101,11 @@ fn two_thousand_layers_agree_with_the_reference() {
 #[test]
 fn a_failing_call_undoes_the_operation() {
     cases("faults", 15_000, Options { ops: 24, remounts: false }, &fault::run);
+}
+
+#[test]
+fn after_a_power_cut_everything_is_old_or_new() {
+    cases("power cuts", 500, Options { ops: 12, remounts: false }, &crash::run);
 }
 
 /// Layers with whiteouts, owners and `trusted.` attributes take root.

@@ -15,7 +15,7 @@ use crate::union::{Again, UnionSystem};
 
 /// The layers of a memory union; a restack puts a new upper on top.
 pub(crate) struct Layers {
-    filesystems: Vec<Arc<MemFs>>,
+    pub(crate) filesystems: Vec<Arc<MemFs>>,
     pub(crate) upper: MemTree,
     pub(crate) lowers: Vec<MemTree>,
     digests: Vec<String>,

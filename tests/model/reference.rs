@@ -215,6 +215,36 @@ impl Reference {
         (0..self.nodes.len()).filter(|&id| self.nodes[id].hidden > 0).map(|id| self.number(id)).collect()
     }
 
+    /// Whether a number that a view tells is that of an object.
+    pub(crate) fn is(&self, number: u64, id: Id) -> bool {
+        self.number(id) == number
+    }
+
+    /// The object that a view tells a number of.
+    pub(crate) fn id_of(&self, number: u64) -> Id {
+        (0..self.nodes.len()).find(|&id| self.number(id) == number).unwrap()
+    }
+
+    /// A file has the data that it has in another tree of the same history.
+    pub(crate) fn take_data(&mut self, other: &Self, id: Id) {
+        self.nodes[id].data.clone_from(&other.nodes[id].data);
+    }
+
+    /// Applies an operation to a tree whose files lack data that they have in `other`: who truncates a file there to the size that it has there, does nothing.
+    pub(crate) fn apply_beside(&mut self, op: &Op, other: &Self) -> Outcome {
+        let (id, len) = match op {
+            Op::Ftruncate { slot, len } => (other.slot(*slot).map(|(id, _)| id), *len),
+            Op::Truncate { at, len } => (other.find(at), *len),
+            _ => return self.apply(op),
+        };
+        let done = other.clone().apply(op)?;
+        let id = id?;
+        if other.nodes[id].data.len() as u64 != len {
+            self.resize(id, len);
+        }
+        Ok(done)
+    }
+
     /// A clean end: names that layers hide may not count from here on.
     pub(crate) fn settle(&mut self) {
         self.nodes.iter_mut().for_each(|node| node.uncounted |= node.hidden > 0);

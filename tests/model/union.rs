@@ -191,6 +191,18 @@ impl<T: UpperTree> UnionSystem<T> {
         self.unmount()
     }
 
+    /// fsync(2) of a file, by a descriptor that was opened for it.
+    pub(crate) fn fsync(&mut self, path: &[Name]) -> Result<(), Errno> {
+        let attr = self.find(&Path { base: None, names: path.to_vec() })?;
+        let handle = self.union().open(&ME, attr.node, READ).map_err(no)?;
+        let done = self.union().fsync(handle, false).map_err(no);
+        self.union().release(handle);
+        if !self.keep {
+            self.forget();
+        }
+        done
+    }
+
     fn open_and(&mut self, at: &Path, act: impl FnOnce(&Union<T>, HandleId, u64) -> Result<(), plyfs_overlay::Error>) -> Result<(), Errno> {
         let attr = self.find(at)?;
         Self::openable(&attr, true)?;
