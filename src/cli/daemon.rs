@@ -89,6 +89,7 @@ pub(crate) fn settle(union: &Union<DirTree>) {
     if union.is_read_only() {
         return;
     }
+    union.drop_reserve();
     match union.settle_hard_links() {
         Ok(settled) => tracing::debug!(linked = settled.linked, removed = settled.removed, "hard links are settled"),
         Err(error) => tracing::warn!(%error, "hard links stay in the index: the upper is complete with its workdir only"),
@@ -97,6 +98,7 @@ pub(crate) fn settle(union: &Union<DirTree>) {
 
 /// Serves a union, with the error of a user who may not.
 pub(crate) fn serve(union: &Arc<Union<DirTree>>, options: &FuseOptions, serve: ServeOptions, at: &str) -> anyhow::Result<Served> {
+    union.keep_reserve();
     plyfs_fuse::serve(union.clone(), options, serve).map_err(|error| match error {
         plyfs_fuse::Error::Mount(error) => mount_refused(at, &error),
         other => failure(at, other, "see the kernel's log"),

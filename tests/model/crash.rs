@@ -17,7 +17,7 @@ use crate::build::in_memory;
 use crate::case::{Case, LayerSpec, Op};
 use crate::divergences;
 use crate::generate::{Random, pool};
-use crate::memory::Layers;
+use crate::memory::{Layers, staged};
 use crate::reference::{Id, Reference};
 use crate::run::same_outcome;
 use crate::system::System as _;
@@ -468,13 +468,18 @@ pub(crate) fn run(case: &Case) -> std::result::Result<(), String> {
     let journal = Arc::new(Journal::default());
     let (upper, lowers, wired) = (layers.upper.clone(), layers.lowers.clone(), journal.clone());
     let behind = |tree: &MemTree, journal: &Arc<Journal>| Layer::trusted(Recorded { tree: tree.clone(), journal: journal.clone() });
+    let keep = case.keep;
     let mount = move |_| {
         let lowers = lowers.iter().map(|tree| behind(tree, &Arc::default())).collect();
-        Union::new(LayerStack { upper: Some(behind(&upper, &wired)), lowers }, behaviour).unwrap()
+        let union = Union::new(LayerStack { upper: Some(behind(&upper, &wired)), lowers }, behaviour).unwrap();
+        if keep {
+            union.keep_reserve();
+        }
+        union
     };
     let mut union = UnionSystem::new("memory that is cut off", case.keep, Box::new(mount));
     let full = Reference::of(&case.lowers);
-    let mut moments = vec![Moment { calls: 0, done: "nothing".to_owned(), op: None, lost: full.clone(), full }];
+    let mut moments = vec![Moment { calls: journal.len(), done: "nothing".to_owned(), op: None, lost: full.clone(), full }];
     let mut promises = Vec::new();
     for (step, op) in case.ops.iter().enumerate() {
         if matches!(op, Op::Remount | Op::Restack) {
@@ -521,7 +526,7 @@ pub(crate) fn run(case: &Case) -> std::result::Result<(), String> {
         };
         (UnionSystem::new("memory after a power cut", case.keep, Box::new(mount)), left)
     };
-    for calls in 0..=entries.len() {
+    for calls in moments[0].calls..=entries.len() {
         if calls > 0 && matches!(entries[calls - 1].call, Call::Sync) {
             continue;
         }
@@ -552,7 +557,7 @@ pub(crate) fn run(case: &Case) -> std::result::Result<(), String> {
                 Moment { lost: reference.clone(), full: reference, calls, done: String::new(), op: None }
                     .check(&view, false, None)
                     .map_err(said)?;
-                let litter = upper.read_dir(&upper.work()).unwrap();
+                let litter = staged(&upper);
                 if !litter.is_empty() {
                     return Err(said(format!("work holds {litter:?}")));
                 }

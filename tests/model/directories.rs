@@ -96,6 +96,9 @@ impl Layers {
         let behaviour = Behaviour { volatile: true, own_ids, metacopy: self.metacopy, ..Behaviour::default() };
         let union = Union::new(LayerStack { upper: Some(Layer::trusted(upper)), lowers }, behaviour).unwrap();
         union.clean_index().unwrap();
+        if self.in_place && self.metacopy {
+            union.keep_reserve();
+        }
         union
     }
 
@@ -108,7 +111,8 @@ impl Layers {
 
     /// `work` is empty, and no lower layer was written.
     pub(crate) fn check(&self) -> Result<(), String> {
-        let left: Vec<_> = std::fs::read_dir(self.work().join("work")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let mut left: Vec<_> = std::fs::read_dir(self.work().join("work")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.retain(|name| !name.as_encoded_bytes().starts_with(b"#reserve."));
         if !left.is_empty() {
             return Err(format!("work holds {left:?}"));
         }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use plyfs_format::Dialect;
-use plyfs_overlay::backend::Tree;
+use plyfs_overlay::backend::{RawEntry, Tree};
 use plyfs_overlay::{Behaviour, Layer, LayerStack, MemFs, MemTree, Name as Checked, Union};
 use plyfs_sys::at::{SetTime, XattrMode};
 
@@ -61,6 +61,9 @@ impl Layers {
         let behaviour = Behaviour { own_ids: self.in_place.then_some((0, 0)), metacopy: self.metacopy, ..Behaviour::default() };
         let union = Union::new(LayerStack { upper, lowers }, behaviour).unwrap();
         union.clean_index().unwrap();
+        if self.in_place && self.metacopy {
+            union.keep_reserve();
+        }
         union
     }
 
@@ -75,8 +78,7 @@ impl Layers {
 
     /// `work` is empty, and no lower layer was written.
     pub(crate) fn check(&self) -> Result<(), String> {
-        use plyfs_overlay::backend::UpperTree as _;
-        let left = self.upper.read_dir(&self.upper.work()).unwrap();
+        let left = staged(&self.upper);
         if !left.is_empty() {
             return Err(format!("work holds {left:?}"));
         }
@@ -87,6 +89,14 @@ impl Layers {
         }
         Ok(())
     }
+}
+
+/// What is in `work`, but for what is kept there for deleting without space.
+pub(crate) fn staged(tree: &MemTree) -> Vec<RawEntry> {
+    use plyfs_overlay::backend::UpperTree as _;
+    let mut left = tree.read_dir(&tree.work()).unwrap();
+    left.retain(|entry| !entry.name.starts_with(b"#reserve."));
+    left
 }
 
 /// A new upper's root shows what the old one showed.

@@ -186,6 +186,7 @@ impl<T: UpperTree> UnionSystem<T> {
         self.forget_all();
         let union = self.union.as_ref().unwrap();
         if !union.is_read_only() {
+            union.drop_reserve();
             union.settle_hard_links().map_err(|error| format!("settle: {error}"))?;
         }
         self.unmount()

@@ -177,7 +177,7 @@ fn stale_files_in_work_are_neither_used_nor_left() {
         }
     }
     lab.mount();
-    assert_eq!(names(&work), [""; 0]);
+    assert_eq!(lab.staged(), [""; 0]);
     append(&lab.mnt("dir/file"), "+");
     open_rw(&lab.mnt("dir/other")).unwrap();
     fs::rename(lab.mnt("dir/link"), lab.mnt("dir/link2")).unwrap();
@@ -212,7 +212,7 @@ fn killed_during_a_copy_up_a_file_is_old_or_new_and_the_next_has_its_own_bytes()
         lab.kill();
         writer.wait().unwrap();
         lab.mount();
-        assert_eq!(names(&lab.work.join("work")), [""; 0]);
+        assert_eq!(lab.staged(), [""; 0]);
         let found = fs::read(lab.mnt("big")).unwrap();
         assert!(found.starts_with(&big), "round {round}: neither old nor new, {} bytes", found.len());
         assert!(found[SIZE..].iter().all(|&byte| matches!(byte, b'x' | b'\n')), "round {round}");
@@ -263,7 +263,7 @@ fn a_copy_up_that_finds_no_space_says_so_and_leaves_nothing() {
     let (before, open) = (free(&lab), fds(&lab));
     for how in 0..7 {
         assert_eq!(attempt(how), Some(Errno::NOSPC), "attempt {how}");
-        assert_eq!(names(&lab.work.join("work")), [""; 0], "attempt {how}");
+        assert_eq!(lab.staged(), [""; 0], "attempt {how}");
         eventually("what was copied is given back", || free(&lab) == before);
     }
     eventually("descriptors are closed", || fds(&lab) <= open);

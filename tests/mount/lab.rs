@@ -160,6 +160,11 @@ impl Lab {
         write(&self.upper(path), content.as_ref());
     }
 
+    /// What is in `work`, but for what is kept there for deleting without space.
+    pub(crate) fn staged(&self) -> Vec<String> {
+        names(&self.work.join("work")).into_iter().filter(|name| !name.starts_with("#reserve.")).collect()
+    }
+
     /// A tmpfs in the lab.
     pub(crate) fn tmpfs(&mut self, name: &str, options: &str) -> PathBuf {
         let path = self.mountpoint(name);

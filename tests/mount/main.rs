@@ -15,6 +15,7 @@
 //! | `watch` | watches and locks while data moves; what has no name any more |
 //! | `sync` | what is on the disk when a call returns |
 //! | `places` | layers on filesystems of several kinds: times, shared blocks, numbers, deep trees |
+//! | `full` | what is removed where no space is left |
 //! | `crowd` | sixteen threads at once |
 //! | `life` | mounted twice, ended, layers that fail or are swapped |
 //! | `transport` | what the mount cannot carry |
@@ -28,6 +29,7 @@ mod copy_up;
 mod crowd;
 mod data;
 mod flags;
+mod full;
 #[path = "../common/kernel.rs"]
 mod kernel;
 mod lab;

@@ -338,17 +338,22 @@ impl<T: UpperTree> Union<T> {
     ///
     /// Errors: ENOENT; EISDIR; the layers' errors.
     pub fn unlink(&self, parent: Ino, name: &Name) -> Result<()> {
-        let parent = self.directory(parent)?;
+        self.unlink_in(&self.directory(parent)?, name)?;
+        self.refill_after_removal();
+        Ok(())
+    }
+
+    fn unlink_in(&self, parent: &Arc<Inode<T>>, name: &Name) -> Result<()> {
         self.upper()?;
-        self.copy_up(&parent, Content::Whole)?;
+        self.copy_up_to_remove(parent)?;
         let part = parent.as_dir()?;
         let mut uncounted = false;
         loop {
             let dir = part.state.write();
-            let found = self.resolve(&parent, name)?.found()?;
+            let found = self.resolve(parent, name)?.found()?;
             let here = found.upper_here;
-            let inode = self.intern(&parent, name, found.new);
-            self.may_leave(&parent, &inode)?;
+            let inode = self.intern(parent, name, found.new);
+            self.may_leave(parent, &inode)?;
             if inode.kind == Kind::Dir {
                 return Err(Error::IsDir);
             }
@@ -358,19 +363,19 @@ impl<T: UpperTree> Union<T> {
                 uncounted = !self.copy_up_to_count(&inode)?;
                 continue;
             }
-            let here = here || self.link_alias_to_remove(&inode, &parent, name)?;
-            let place = Place { dir: self.upper_node(&parent)?, name };
+            let here = here || self.link_alias_to_remove(&inode, parent, name)?;
+            let place = Place { dir: self.upper_node(parent)?, name };
             if here {
                 // Pinned before the name goes, so that no request in between finds neither.
                 self.pin(&inode, place)?;
-                let lower_has = self.lower_has(&parent, name)?;
+                let lower_has = self.lower_has(parent, name)?;
                 self.changing_links(&inode, || self.remove_upper(place, inode.kind, lower_has))?;
             } else {
-                self.upper()?.tree.whiteout(place).attempt("put a whiteout")?;
+                self.put_whiteout(place)?;
             }
             // Names and listing first: they must be right even if the count of links cannot be written.
-            inode.remove_name(&parent, name);
-            self.list_remove(&parent, name);
+            inode.remove_name(parent, name);
+            self.list_remove(parent, name);
             return self.name_gone(&inode, here);
         }
     }
@@ -401,12 +406,8 @@ impl<T: UpperTree> Union<T> {
     /// Moves a directory that is removed to `work`, where it stays for those who hold it; a whiteout stays if a lower holds the name.
     fn remove_and_keep(&self, place: Place<'_, T::Node>, inode: &Inode<T>, lower_has: bool) -> Result<()> {
         let (tree, node) = (&self.upper()?.tree, self.upper_node(inode)?);
-        let work = tree.work();
-        let temp = self.temp_name()?;
-        let aside = Place { dir: &work, name: &temp };
-        let how = if lower_has { Rename::Whiteout } else { Rename::NoReplace };
-        tree.rename(place, Some(node), aside, None, how).attempt("move aside")?;
-        tree.known_by(node, aside, true);
+        let (work, temp) = (tree.work(), self.set_aside(place, Some(node), lower_has)?);
+        tree.known_by(node, Place { dir: &work, name: &temp }, true);
         // The commit is done; should this fail, the rest is litter in `work`, emptied at the next mount.
         if let Err(error) = self.remove_whiteouts(node) {
             tracing::warn!(%error, "litter stays in workdir");
@@ -414,11 +415,22 @@ impl<T: UpperTree> Union<T> {
         Ok(())
     }
 
+    /// Moves a directory to `work` in one step; a whiteout stays if a lower holds the name.
+    fn set_aside(&self, place: Place<'_, T::Node>, moved: Option<&T::Node>, lower_has: bool) -> Result<Name> {
+        if lower_has {
+            return self.swap_for_whiteout(place, moved);
+        }
+        let tree = &self.upper()?.tree;
+        let (work, temp) = (tree.work(), self.temp_name()?);
+        tree.rename(place, moved, Place { dir: &work, name: &temp }, None, Rename::NoReplace).attempt("move aside")?;
+        Ok(temp)
+    }
+
     /// Takes an upper object away from its name, in one step; a whiteout stays if a lower holds the name.
     fn remove_upper(&self, place: Place<'_, T::Node>, kind: Kind, lower_has: bool) -> Result<()> {
         let tree = &self.upper()?.tree;
-        if !lower_has && kind != Kind::Dir {
-            return tree.unlink(place).attempt("unlink");
+        if kind != Kind::Dir {
+            return if lower_has { self.replace_by_whiteout(place) } else { tree.unlink(place).attempt("unlink") };
         }
         if !lower_has {
             match tree.rmdir(place) {
@@ -427,13 +439,9 @@ impl<T: UpperTree> Union<T> {
                 other => return other.attempt("rmdir"),
             }
         }
-        let work = tree.work();
-        let temp = self.temp_name()?;
-        let aside = Place { dir: &work, name: &temp };
-        let how = if lower_has { Rename::Whiteout } else { Rename::NoReplace };
-        tree.rename(place, None, aside, None, how).attempt("move aside")?;
+        let (work, temp) = (tree.work(), self.set_aside(place, None, lower_has)?);
         // The commit is done; should this fail, the rest is litter in `work`, emptied at the next mount.
-        if let Err(error) = self.remove_aside(aside, kind) {
+        if let Err(error) = self.remove_aside(Place { dir: &work, name: &temp }, kind) {
             tracing::warn!(%error, "litter stays in workdir");
         }
         Ok(())
@@ -465,14 +473,19 @@ impl<T: UpperTree> Union<T> {
     ///
     /// Errors: ENOENT; ENOTDIR; ENOTEMPTY by the merged view; the layers' errors.
     pub fn rmdir(&self, parent: Ino, name: &Name) -> Result<()> {
-        let parent = self.directory(parent)?;
+        self.rmdir_in(&self.directory(parent)?, name)?;
+        self.refill_after_removal();
+        Ok(())
+    }
+
+    fn rmdir_in(&self, parent: &Arc<Inode<T>>, name: &Name) -> Result<()> {
         self.upper()?;
-        self.copy_up(&parent, Content::Whole)?;
+        self.copy_up_to_remove(parent)?;
         let part = parent.as_dir()?;
         let _dir = part.state.write();
-        let Found { new, upper_here, .. } = self.resolve(&parent, name)?.found()?;
-        let inode = self.intern(&parent, name, new);
-        self.may_leave(&parent, &inode)?;
+        let Found { new, upper_here, .. } = self.resolve(parent, name)?.found()?;
+        let inode = self.intern(parent, name, new);
+        self.may_leave(parent, &inode)?;
         if inode.kind != Kind::Dir {
             return Err(Error::NotDir);
         }
@@ -484,21 +497,21 @@ impl<T: UpperTree> Union<T> {
         if !self.is_empty(&inode)? {
             return Err(Error::NotEmpty);
         }
-        let place = Place { dir: self.upper_node(&parent)?, name };
+        let place = Place { dir: self.upper_node(parent)?, name };
         if upper_here {
-            let lower_has = self.lower_has(&parent, name)?;
+            let lower_has = self.lower_has(parent, name)?;
             if self.pin(&inode, place)? {
                 self.remove_upper(place, Kind::Dir, lower_has)?;
             } else {
                 self.remove_and_keep(place, &inode, lower_has)?;
             }
         } else {
-            self.upper()?.tree.whiteout(place).attempt("put a whiteout")?;
+            self.put_whiteout(place)?;
         }
         inode.bury(&mut state);
         drop(state);
-        inode.remove_name(&parent, name);
-        self.list_remove(&parent, name);
+        inode.remove_name(parent, name);
+        self.list_remove(parent, name);
         Ok(())
     }
 }

@@ -32,6 +32,7 @@ pub mod params;
 mod privileges;
 mod readdir;
 mod rename;
+mod reserve;
 mod resolve;
 mod scan;
 mod sync;

@@ -17,6 +17,7 @@ use crate::inode::{Inode, NewInode, Table};
 use crate::layer::{Layer, LayerStack, LowerIndex, LowerObject};
 use crate::lock::{RENAME, Ranked};
 use crate::name::Name;
+use crate::reserve::Reserve;
 use crate::sync::{AtomicU64, OnceLock};
 
 /// How a union behaves, beside its layers.
@@ -83,6 +84,8 @@ pub struct Union<T: UpperTree> {
     pub(crate) one_of_each: Box<[LowerIndex]>,
     /// Objects whose marks are not honoured.
     pub(crate) condemned: Condemned,
+    /// For deleting without space.
+    pub(crate) reserve: Reserve<T>,
     temp: AtomicU64,
     observer: OnceLock<Observer>,
 }
@@ -109,6 +112,7 @@ impl<T: UpperTree> Union<T> {
             behaviour,
             one_of_each,
             condemned: Condemned::default(),
+            reserve: Reserve::default(),
             temp: AtomicU64::new(0),
             observer: OnceLock::new(),
         })
