@@ -14,6 +14,7 @@
 //! | `uses` | locks, programs, sockets, pipes |
 //! | `watch` | watches and locks while data moves; what has no name any more |
 //! | `sync` | what is on the disk when a call returns |
+//! | `hostile` | layers that were made to do harm, or answer nonsense |
 //! | `places` | layers on filesystems of several kinds: times, shared blocks, numbers, deep trees |
 //! | `full` | what is removed where no space is left |
 //! | `crowd` | sixteen threads at once |
@@ -30,6 +31,7 @@ mod crowd;
 mod data;
 mod flags;
 mod full;
+mod hostile;
 #[path = "../common/kernel.rs"]
 mod kernel;
 mod lab;

@@ -186,7 +186,7 @@ impl<T: UpperTree> Union<T> {
                 other => other.attempt("write an xattr of the copy")?,
             }
         }
-        if let Some(handle) = from.handle(&lower.node).attempt("file handle of the lower object")?
+        if let Some(handle) = layer.handle(&lower.node)?
             && let (Ok(fid_type), Some(name)) =
                 (u8::try_from(handle.handle.kind), plyfs_format::xattr_name(upper.dialect, MarkKind::Origin))
         {

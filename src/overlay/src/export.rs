@@ -102,7 +102,7 @@ impl<T: UpperTree> Union<T> {
         match self.identity(inode)? {
             Identity::Mark(mark) => Ok(mark),
             Identity::Node { layer, node, upper } => {
-                let handle = layer.tree.handle(node).attempt("file handle")?.ok_or(NONE)?;
+                let handle = layer.handle(node)?.ok_or(NONE)?;
                 let fid_type = u8::try_from(handle.handle.kind).map_err(|_| NONE)?;
                 Ok(Origin { uuid: handle.uuid, fid_type, fid: handle.handle.bytes, path_upper: upper })
             }

@@ -7,8 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use plyfs_format::{
-    Before, ESCAPED_WHITEOUT_RDEV, MarkKind, Nlink, Opaque, Origin, Protattr, Redirect, XattrClass, classify_xattr, is_whiteout_device,
-    read_names, users_can_set,
+    Before, ESCAPED_WHITEOUT_RDEV, MarkKind, Nlink, Opaque, Origin, Protattr, Redirect, is_whiteout_device, read_names, users_can_set,
 };
 use plyfs_sys::stat::{Kind, Stat};
 
@@ -104,11 +103,14 @@ impl<T: UpperTree> Union<T> {
     /// Reads the marks of an object with one system call when it has none.
     pub(crate) fn marks(&self, layer: &Layer<T>, node: &T::Node) -> Result<Marks> {
         let mut marks = Marks::default();
-        let names = layer.tree.list_xattr(node).attempt("list marks")?;
-        for name in &names {
-            let XattrClass::Private(Some(kind)) = classify_xattr(layer.dialect, name) else { continue };
+        let names = layer.private_xattrs(node)?;
+        for (name, kind) in &names {
+            let Some(kind) = *kind else { continue };
             // Of several spellings the dialect's own counts.
-            if read_names(layer.dialect, kind).take_while(|better| better != name).any(|better| names.iter().any(|name| name == better)) {
+            if read_names(layer.dialect, kind)
+                .take_while(|better| better != name)
+                .any(|better| names.iter().any(|(name, _)| name == better))
+            {
                 continue;
             }
             // Who sets these must be somebody who may see where they lead.
@@ -298,8 +300,7 @@ impl<T: UpperTree> Union<T> {
     /// no index or the lower filesystem has no handles.
     pub(crate) fn index_name(&self, lower: &LowerObject<T>) -> Result<Option<(T::Node, Name)>> {
         let Some(index) = self.stack.upper.as_ref().and_then(|layer| layer.tree.index()) else { return Ok(None) };
-        let tree = &self.lower_layer(lower.layer)?.tree;
-        let Some(handle) = tree.handle(&lower.node).attempt("file handle of a hard link")? else { return Ok(None) };
+        let Some(handle) = self.lower_layer(lower.layer)?.handle(&lower.node)? else { return Ok(None) };
         let Ok(fid_type) = u8::try_from(handle.handle.kind) else { return Ok(None) };
         let origin = Origin { uuid: handle.uuid, fid_type, fid: handle.handle.bytes, path_upper: false };
         // A handle too long for a name: this filesystem's hard links cannot be indexed.

@@ -6,10 +6,7 @@
 
 use std::fmt;
 
-use plyfs_format::{
-    AufsName, Dialect, MarkKind, Origin, Redirect, XattrClass, classify_aufs_name, classify_xattr, is_whiteout_device, read_names,
-    users_can_set,
-};
+use plyfs_format::{AufsName, Dialect, MarkKind, Origin, Redirect, classify_aufs_name, is_whiteout_device, read_names, users_can_set};
 use plyfs_sys::Errno;
 use plyfs_sys::at::XattrMode;
 use plyfs_sys::stat::Kind;
@@ -87,6 +84,15 @@ struct Walk<'a, T: UpperTree> {
     most: usize,
 }
 
+/// A directory that is still to be walked.
+struct Left<N> {
+    dir: N,
+    /// The length of the path of the directory above it.
+    above: usize,
+    /// `None` for the root of a layer.
+    name: Option<Name>,
+}
+
 impl<T: UpperTree> Union<T> {
     /// Looks for marks that cannot be honoured, in the upper and in all lowers but live ones; at most `most` are told. A lenient union shows what bears one without it
     /// from now on.
@@ -107,10 +113,17 @@ impl<T: UpperTree> Union<T> {
     }
 
     fn scan_layer(&self, mut walk: Walk<'_, T>) {
-        let mut todo = vec![(walk.layer.tree.root(), Vec::new())];
-        while let Some((dir, path)) = todo.pop() {
+        // Depth first: the path of each directory that is left begins with that of the one above it, whose length is kept, not a path for each.
+        let mut path = Vec::new();
+        let mut todo = vec![Left { dir: walk.layer.tree.root(), above: 0, name: None }];
+        while let Some(Left { dir, above, name }) = todo.pop() {
             if walk.found.len() >= walk.most {
                 return;
+            }
+            path.truncate(above);
+            if let Some(name) = name {
+                path.push(b'/');
+                path.extend_from_slice(&name);
             }
             if let Err(error) = self.scan_dir(&mut walk, &dir, &path, &mut todo) {
                 tracing::warn!(layer = walk.layer.label, path = %path.escape_ascii(), %error, "a directory is not looked at");
@@ -118,10 +131,10 @@ impl<T: UpperTree> Union<T> {
         }
     }
 
-    fn scan_dir(&self, walk: &mut Walk<'_, T>, dir: &T::Node, path: &[u8], todo: &mut Vec<(T::Node, Vec<u8>)>) -> Result<()> {
+    fn scan_dir(&self, walk: &mut Walk<'_, T>, dir: &T::Node, path: &[u8], todo: &mut Vec<Left<T::Node>>) -> Result<()> {
         let layer = walk.layer;
         let below = |name: &[u8]| [path, b"/", name].concat();
-        let marks = private(layer, layer.tree.list_xattr(dir).attempt("list marks")?);
+        let marks = layer.private_xattrs(dir)?;
         if !path.is_empty() {
             self.judge(walk, dir, path, Kind::Dir, &marks)?;
         }
@@ -145,9 +158,9 @@ impl<T: UpperTree> Union<T> {
             let (true, Ok(name)) = (suspect, Name::new(&entry.name)) else { continue };
             let Some((node, stat)) = layer.tree.lookup(dir, &name).attempt("look at an entry")? else { continue };
             match stat.kind {
-                Kind::Dir => todo.push((node, below(&name))),
+                Kind::Dir => todo.push(Left { dir: node, above: path.len(), name: Some(name) }),
                 Kind::File if !marks.is_empty() => {
-                    let marks = private(layer, layer.tree.list_xattr(&node).attempt("list marks")?);
+                    let marks = layer.private_xattrs(&node)?;
                     self.judge(walk, &node, &below(&name), Kind::File, &marks)?;
                 }
                 _ => {}
@@ -306,13 +319,4 @@ impl<T: UpperTree> Union<T> {
         }
         Ok(Some(Probe { trusted, user, whiteouts }))
     }
-}
-
-/// The private names among the attributes of an object, with their kinds.
-fn private<T>(layer: &Layer<T>, names: Vec<Vec<u8>>) -> Vec<(Vec<u8>, Option<MarkKind>)> {
-    let class = |name: Vec<u8>| match classify_xattr(layer.dialect, &name) {
-        XattrClass::Private(kind) => Some((name, kind)),
-        XattrClass::Escaped(_) | XattrClass::Plain => None,
-    };
-    names.into_iter().filter_map(class).collect()
 }

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::file::Handles;
 use crate::ino::Ino;
 use crate::inode::{Inode, NewInode, Table};
-use crate::layer::{Layer, LayerStack, LowerIndex, LowerObject};
+use crate::layer::{Layer, LayerStack, LowerIndex, LowerObject, tell_apart};
 use crate::lock::{RENAME, Ranked};
 use crate::name::Name;
 use crate::reserve::Reserve;
@@ -94,10 +94,12 @@ impl<T: UpperTree> Union<T> {
     /// Merges the layers.
     ///
     /// Errors: no layer that merges, or one below a data-only layer (`Invalid`); what the layers' roots answer.
-    pub fn new(stack: LayerStack<T>, behaviour: Behaviour) -> Result<Self> {
+    pub fn new(mut stack: LayerStack<T>, behaviour: Behaviour) -> Result<Self> {
+        tell_apart(&mut stack.lowers)?;
         let root = root_parts(&stack)?;
         let mut seen = HashSet::new();
-        let fresh = root.lowers.iter().zip(&stack.lowers).filter(|(lower, layer)| seen.insert(layer.tree.id(&lower.node).dev));
+        let good = root.lowers.iter().zip(&stack.lowers).filter(|(_, layer)| layer.handles);
+        let fresh = good.filter(|(lower, layer)| seen.insert(layer.tree.id(&lower.node).dev));
         let one_of_each = fresh.map(|(lower, _)| lower.layer).collect();
         let devices =
             stack.lowers.iter().filter(|layer| !layer.data_only).chain(&stack.upper).map(|layer| layer.tree.id(&layer.tree.root()).dev);

@@ -240,7 +240,7 @@ impl Context {
     ///
     /// `EINVAL` when the filesystem has no such option or refuses the value.
     pub fn set(&self, key: &str, value: impl Arg + core::fmt::Debug) -> core::result::Result<(), MountError> {
-        let shown = format!("option {key}={value:?}");
+        let shown = format!("option {key}={}", value.to_string_lossy());
         rustix::mount::fsconfig_set_string(&self.fd, key, value).map_err(|errno| self.error(shown, errno))
     }
 

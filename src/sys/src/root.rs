@@ -29,13 +29,14 @@ struct MountAttr {
 }
 
 const RDONLY: u64 = 0x1;
+const NODEV: u64 = 0x4;
 const NOATIME: u64 = 0x10;
 /// The whole field of atime modes, which must be cleared to set one.
 const ATIME: u64 = 0x70;
 
 /// Clones the mount of `dir` at `dir`, read-only and without atime updates, as nothing but this descriptor shows it.
 ///
-/// Through it not even root of this process changes the layer, mounts below `dir` are not seen (the covered directory is), and what is
+/// Through it not even root of this process changes the layer or opens a device that somebody puts in the place of a file, mounts below `dir` are not seen (the covered directory is), and what is
 /// mounted or unmounted later in the namespace does not matter. The descriptor is `O_PATH` and usable as a directory; the mount goes
 /// away with the last descriptor that was opened through it. Moves and links between two clones, or a clone and the original, are `EXDEV`.
 ///
@@ -45,10 +46,10 @@ const ATIME: u64 = 0x70;
 /// user namespace locked; `ENOSYS` before Linux 5.12.
 pub fn clone_readonly(dir: BorrowedFd<'_>) -> Result<OwnedFd> {
     let clone = open_tree_clone(dir, c"", false)?;
-    let both = MountAttr { set: RDONLY | NOATIME, clear: ATIME, propagation: 0, userns_fd: 0 };
+    let both = MountAttr { set: RDONLY | NODEV | NOATIME, clear: ATIME, propagation: 0, userns_fd: 0 };
     match set_mount_attr(clone.as_fd(), &both) {
         // A mount that a user namespace inherited keeps its atime mode.
-        Err(Errno::PERM) => set_mount_attr(clone.as_fd(), &MountAttr { set: RDONLY, clear: 0, propagation: 0, userns_fd: 0 })?,
+        Err(Errno::PERM) => set_mount_attr(clone.as_fd(), &MountAttr { set: RDONLY | NODEV, clear: 0, propagation: 0, userns_fd: 0 })?,
         result => result?,
     }
     Ok(clone)

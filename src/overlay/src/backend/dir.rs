@@ -319,6 +319,8 @@ impl Tree for DirTree {
             Ok((own, self.keeper.shown(At::Name(dir, name), own)?))
         });
         match found {
+            // By no number (as some servers of FUSE filesystems say of all objects) nothing can be told from anything else.
+            Ok((own, _)) if own.ino == 0 => Err(Errno::IO),
             Ok((own, stat)) => Ok(Some((DirNode::named(&own, at), stat))),
             Err(Errno::NOENT | Errno::NAMETOOLONG) => Ok(None),
             Err(errno) => Err(errno),

@@ -66,3 +66,26 @@ fn a_file_and_a_removed_directory_are_errors() {
     let after = read_dir(gone.as_fd());
     assert!(after == Err(Errno::NOENT) || after == Ok(Vec::new()), "{after:?}");
 }
+
+#[test]
+fn names_that_come_round_again_and_again_end_the_reading() {
+    let entry = |number: usize| DirEntry { name: number.to_string().into_bytes(), ino: 1, kind: None };
+    for (first, length) in [(0, 1), (0, 7), (100, 1), (3, 1000)] {
+        let (mut circle, mut entries) = (Circle::default(), Vec::new());
+        let mut names = (0..).map(|at: usize| if at < first { entry(at) } else { entry(first + (at - first) % length) });
+        let end = names.find(|next| {
+            let closed = circle.closes(&entries, &next.name);
+            entries.push(next.clone());
+            closed || entries.len() > 200_000
+        });
+        assert!(end.is_some() && entries.len() < 64 * (first + length) + 64, "{first} {length}: {}", entries.len());
+    }
+    let (mut circle, mut entries) = (Circle::default(), Vec::new());
+    for number in 0..10_000 {
+        // Each name twice is no circle.
+        for _ in 0..2 {
+            assert!(!circle.closes(&entries, &entry(number).name));
+            entries.push(entry(number));
+        }
+    }
+}

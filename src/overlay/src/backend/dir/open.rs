@@ -277,10 +277,11 @@ fn cloned_pair(
         return Err(Errno::XDEV);
     }
     let clone = mount::open_tree_clone(above.as_fd(), c"", false)?;
-    if let Some(set) = atime {
-        let clear = (MountAttrFlags::MOUNT_ATTR__ATIME | MountAttrFlags::MOUNT_ATTR_NODIRATIME) - set;
-        mount::mount_setattr(clone.as_fd(), &mount::SetAttr { set, clear, propagation: None }, false)?;
-    }
+    let times = atime.map(|set| (set, (MountAttrFlags::MOUNT_ATTR__ATIME | MountAttrFlags::MOUNT_ATTR_NODIRATIME) - set));
+    let (set, clear) = times.unwrap_or((MountAttrFlags::empty(), MountAttrFlags::empty()));
+    // No device is opened that somebody puts in the place of a file.
+    let set = set | MountAttrFlags::MOUNT_ATTR_NODEV;
+    mount::mount_setattr(clone.as_fd(), &mount::SetAttr { set, clear, propagation: None }, false)?;
     let below = |path: &Path, original: BorrowedFd<'_>| {
         let mut dir = clone.try_clone().map_err(|_| Errno::MFILE)?;
         for name in path.strip_prefix(&common).map_err(|_| Errno::STALE)?.iter() {
