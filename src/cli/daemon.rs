@@ -1,12 +1,12 @@
 //! The process that serves a mount: layers opened, union made, served, attached, recorded, and at the end unmounted.
 
 use std::os::fd::BorrowedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use plyfs_fuse::{ServeOptions, Served};
 use plyfs_overlay::params::{Atime, Params};
-use plyfs_overlay::{Behaviour, DirTree, LayerStack, Union};
+use plyfs_overlay::{Behaviour, DirTree, IdMap, LayerStack, OwnerMap, Union};
 use plyfs_sys::at::{self, At};
 use plyfs_sys::mount::{self, FuseOptions, MountAttrFlags};
 use plyfs_sys::signal::SignalWaiter;
@@ -64,7 +64,7 @@ pub(crate) fn start(plan: &Plan) -> anyhow::Result<Live> {
     let mut record = None;
     served
         .attach_with(|mount| {
-            let place = attach(mount, &plan.mountpoint, |dev| record = write_record(plan, dev, &roots))?;
+            let place = attach(mount, plan, |dev| record = write_record(plan, dev, &roots))?;
             attached = Some(place);
             Ok(())
         })?
@@ -117,20 +117,32 @@ fn mount_refused(at: &str, error: &mount::MountError) -> anyhow::Error {
 }
 
 /// The descriptors of the layers' roots, in the order of [`Params::paths`]; they are open as long as the union. And that of the index of hard links.
-struct Roots(Vec<i32>, Option<i32>);
+struct Roots {
+    fds: Vec<i32>,
+    index: Option<i32>,
+    /// Of each lower that merges, whether its whiteouts are file names.
+    aufs: Vec<bool>,
+}
 
 fn union(params: &Params) -> anyhow::Result<(Arc<Union<DirTree>>, Roots)> {
-    let lowers = marks::open(&params.lowers, &params.data, params)?;
+    upper::wait_for_lowers(&params.lowers)?;
+    let merged = marks::lowers(params);
+    let lowers = marks::open(&merged, &params.data, params)?;
     let upper = match &params.writable {
         Some(place) => Some(marks::upper(upper::open(place, atime_flags(params))?, &place.upper, params)?),
         None => None,
     };
-    let roots = Roots(
-        lowers.iter().chain(&upper).filter_map(|layer| layer.tree.root_number()).collect(),
-        upper.as_ref().and_then(|layer| layer.tree.index_number()),
-    );
-    let behaviour = Behaviour { metacopy: params.metacopy, lenient: params.lenient, ..behaviour(params.volatile, params.live_lowers) };
-    let union = make_union(LayerStack { upper, lowers }, behaviour)?;
+    let roots = Roots {
+        fds: lowers.iter().chain(&upper).filter_map(|layer| layer.tree.root_number()).collect(),
+        index: upper.as_ref().and_then(|layer| layer.tree.index_number()),
+        aufs: merged.iter().map(|lower| lower.aufs).collect(),
+    };
+    let behaviour = Behaviour {
+        metacopy: params.metacopy,
+        lenient: params.lenient,
+        ..behaviour(params.volatile || params.no_sync, params.live_lowers)
+    };
+    let union = make_union_with(LayerStack { upper, lowers }, behaviour, owners(params))?;
     marks::check(&union, params)?;
     Ok((union, roots))
 }
@@ -146,9 +158,24 @@ fn own_ids() -> Option<(u32, u32)> {
     std::fs::metadata("/proc/self").ok().map(|meta| (meta.uid(), meta.gid()))
 }
 
-/// Merges layers.
+/// How owners show, with the ids that the kernel has for those who have none.
+fn owners(params: &Params) -> OwnerMap {
+    let overflow = |path: &str, map: IdMap| match std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()) {
+        Some(id) => map.with_overflow(id),
+        None => map,
+    };
+    let OwnerMap { uids, gids } = params.owners.clone();
+    OwnerMap { uids: overflow("/proc/sys/kernel/overflowuid", uids), gids: overflow("/proc/sys/kernel/overflowgid", gids) }
+}
+
+/// Merges layers whose owners show as they are.
 pub(crate) fn make_union(stack: LayerStack<DirTree>, behaviour: Behaviour) -> anyhow::Result<Arc<Union<DirTree>>> {
+    make_union_with(stack, behaviour, OwnerMap::default())
+}
+
+fn make_union_with(stack: LayerStack<DirTree>, behaviour: Behaviour, owners: OwnerMap) -> anyhow::Result<Arc<Union<DirTree>>> {
     let union = Union::new(stack, behaviour).map_err(|error| failure("layers", error, "see that their roots can be read"))?;
+    let union = union.with_owners(owners);
     union.clean_index().map_err(|error| failure("workdir", error, "see that its 'index' can be read and written"))?;
     Ok(Arc::new(union))
 }
@@ -164,16 +191,22 @@ fn atime_flags(params: &Params) -> MountAttrFlags {
     attrs
 }
 
+fn flags(params: &Params) -> MountAttrFlags {
+    let mut attrs = atime_flags(params);
+    attrs.set(MountAttrFlags::MOUNT_ATTR_NOSYMFOLLOW, params.no_sym_follow);
+    attrs
+}
+
 fn fuse_options(params: &Params) -> FuseOptions {
     use std::os::unix::ffi::OsStrExt;
     FuseOptions {
         source: params.fsname.as_ref().map_or_else(|| SUBTYPE.into(), |name| name.as_bytes().to_vec()),
-        // Whoever owns a layer would make devices and set uids by attributes.
-        dev: params.dev && !params.override_stat,
-        suid: params.suid && !params.override_stat,
+        dev: params.dev,
+        suid: params.suid,
         exec: params.exec,
         read_only: params.is_read_only(),
-        attrs: atime_flags(params),
+        attrs: flags(params),
+        security: params.contexts.iter().map(|(name, value)| (*name, value.as_bytes().to_vec())).collect(),
         ..shared_fuse_options()
     }
 }
@@ -193,13 +226,16 @@ pub(crate) fn shared_fuse_options() -> FuseOptions {
 }
 
 /// Attaches a mount that is served already; `record` is called before anybody sees it.
-fn attach(mount: BorrowedFd<'_>, mountpoint: &Path, record: impl FnOnce((u32, u32))) -> Result<Attached, Errno> {
+fn attach(mount: BorrowedFd<'_>, plan: &Plan, record: impl FnOnce((u32, u32))) -> Result<Attached, Errno> {
     let id = mount::mount_id_of(mount)?;
     // The union answers: the loops run.
     let dev = at::stat(At::Fd(mount))?.dev;
     let dev = (stat::major(dev), stat::minor(dev));
     record(dev);
-    mount::move_mount_path(mount, mountpoint)?;
+    mount::move_mount_path(mount, &plan.mountpoint)?;
+    if let Some(propagation) = plan.params.propagation {
+        mount::mount_setattr(mount, &mount::SetAttr { propagation: Some(propagation), ..mount::SetAttr::default() }, false)?;
+    }
     Ok(Attached { id, dev })
 }
 
@@ -207,17 +243,18 @@ fn attach(mount: BorrowedFd<'_>, mountpoint: &Path, record: impl FnOnce((u32, u3
 fn write_record(plan: &Plan, dev: (u32, u32), roots: &Roots) -> Option<Written> {
     let options = Text::from(plan.params.to_os_string());
     let written = Record::own(dev, &plan.mountpoint, options).and_then(|mut record| {
-        let mut fds = roots.0.iter().copied();
+        let mut fds = roots.fds.iter().copied();
+        let mut aufs = roots.aufs.iter().copied();
         for (what, path) in plan.params.paths() {
             let path = Text::from(path.as_path());
             match (what, fds.next()) {
-                ("lowerdir", Some(fd)) => record.lowers.push(record::Layer { path, fd }),
-                ("datadir", Some(fd)) => record.data.push(record::Layer { path, fd }),
-                ("upperdir", Some(fd)) => record.upper = Some(record::Layer { path, fd }),
+                ("lowerdir", Some(fd)) => record.lowers.push(record::Layer { path, fd, aufs: aufs.next().unwrap_or(false) }),
+                ("datadir", Some(fd)) => record.data.push(record::Layer { path, fd, aufs: false }),
+                ("upperdir", Some(fd)) => record.upper = Some(record::Layer { path, fd, aufs: false }),
                 _ => record.work = Some(path),
             }
         }
-        record.index = roots.1;
+        record.index = roots.index;
         record.write()
     });
     match written {

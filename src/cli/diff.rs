@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use plyfs_format::Change;
-use plyfs_overlay::params::{Lowers, Params, parse_paths};
+use plyfs_overlay::params::{Params, parse_paths};
 use plyfs_overlay::{Behaviour, ChangeOptions, DirTree, LayerStack, Union, changes_of, check_overlap};
 
 use super::fail::failure;
 use super::layers::index_in;
 use super::operand::{self, Known, Type};
-use super::record::{self, Record};
+use super::record::Record;
 use super::{marks, mounts, output};
 
 /// Show what was added, changed and deleted.
@@ -75,8 +75,9 @@ pub(crate) fn main(args: Args) -> anyhow::Result<ExitCode> {
                 lowers.all().map(|lower| ("lowerdir", lower.as_path())).chain([("upperdir", upper.as_path())]).collect();
             check_overlap(&layers)?;
             let index = args.workdir.as_deref().map(index_of).transpose()?;
-            let params = Params::dialect(&args.options)?;
-            of_layers(&format!("diff {}", upper.display()), (upper, index.as_deref()), &lowers, &params, &args.show.options())?
+            let params = Params { lowers: lowers.merged, data: lowers.data, ..Params::dialect(&args.options)? };
+            let at = format!("diff {}", upper.display());
+            of_layers(&at, (upper, index.as_deref()), &marks::lowers(&params), &params, &args.show.options())?
         }
         _ => return Err(failure("diff", "nothing to compare", "give a mountpoint, or --upper and --lower")),
     };
@@ -110,10 +111,11 @@ fn of_operand(operand: &OsStr, forced: Option<Type>, options: &ChangeOptions) ->
         return Err(failure(&at, why, "give --upper and --lower"));
     };
     let Some(upper) = &record.upper else { return Ok(Vec::new()) };
-    let ways = |layers: &[record::Layer]| layers.iter().map(|layer| record.way_to(layer)).collect();
-    let lowers = Lowers { merged: ways(&record.lowers), data: ways(&record.data) };
-    let params =
+    let lowers: Vec<marks::Lower> =
+        record.lowers.iter().map(|layer| marks::Lower { path: record.way_to(layer), aufs: layer.aufs }).collect();
+    let mut params =
         Params::parse([OsStr::from_bytes(record.options.as_bytes())]).map_err(|error| failure(&at, error, "give --upper and --lower"))?;
+    params.data = record.data.iter().map(|layer| record.way_to(layer)).collect();
     let index = record.index.map(|fd| record.way_through(fd));
     of_layers(&at, (&record.way_to(upper), index.as_deref()), &lowers, &params, options)
 }
@@ -122,7 +124,7 @@ fn of_operand(operand: &OsStr, forced: Option<Type>, options: &ChangeOptions) ->
 fn of_layers(
     at: &str,
     (upper, index): (&Path, Option<&Path>),
-    lowers: &Lowers,
+    lowers: &[marks::Lower],
     params: &Params,
     options: &ChangeOptions,
 ) -> anyhow::Result<Vec<Change>> {
@@ -130,7 +132,7 @@ fn of_layers(
         marks::can_be_read(at)?;
     }
     let upper = Some(marks::upper(DirTree::upper_readonly(upper, index)?, upper, params)?);
-    let lowers = marks::open(&lowers.merged, &lowers.data, params)?;
+    let lowers = marks::open(lowers, &params.data, params)?;
     let behaviour = Behaviour { lenient: params.lenient, ..Behaviour::default() };
     Union::new(LayerStack { upper, lowers }, behaviour).and_then(|union| union.changes(options)).map_err(|error| unreadable(at, error))
 }

@@ -4,13 +4,13 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use plyfs_format::Dialect;
-use plyfs_overlay::params::Params;
+use plyfs_overlay::params::{Params, Whiteouts};
 use plyfs_overlay::{DirTree, Layer, LayerOpenError, Union};
 use plyfs_sys::at::{self, At};
-use plyfs_sys::{Errno, process};
+use plyfs_sys::{Errno, mount, process, root};
 
 use super::fail::{failure, note};
-use super::layers;
+use super::{layers, storage};
 
 /// As many marks as are told one by one.
 const TOLD: usize = 20;
@@ -62,15 +62,49 @@ fn written(params: &Params) -> Dialect {
     if params.user_xattr { Dialect::User } else { Dialect::Trusted }
 }
 
-/// A lower of a mount with these options.
-fn lower(tree: DirTree, path: &Path, params: &Params) -> Layer<DirTree> {
-    let dialect = if params.aufs_lowers { Dialect::Aufs } else { written(params) };
-    Layer::new(tree, dialect).named(format!("lowerdir {}", path.display())).with_overrides(params.override_stat)
+/// A lower that merges, and whether its whiteouts are file names.
+#[derive(Debug)]
+pub(crate) struct Lower {
+    pub(crate) path: PathBuf,
+    pub(crate) aufs: bool,
+}
+
+/// The lowers of a mount with these options that merge.
+pub(crate) fn lowers(params: &Params) -> Vec<Lower> {
+    let known = |path: &PathBuf| {
+        let aufs = match params.whiteouts {
+            Whiteouts::Auto => storage::is_unpacked_layer(path),
+            Whiteouts::Overlay => false,
+            Whiteouts::Aufs => true,
+        };
+        if aufs && params.whiteouts == Whiteouts::Auto {
+            tracing::info!(path = %path.display(), "a layer in the store of podman: whiteouts are file names, too");
+        }
+        Lower { path: path.clone(), aufs }
+    };
+    params.lowers.iter().map(known).collect()
+}
+
+/// Whether a directory is on an idmapped mount.
+fn is_idmapped(path: &Path) -> bool {
+    let id = root::open_dir(path).and_then(|dir| mount::mount_id_of(dir.as_fd()));
+    // Without the table, or of a layer that cannot be opened, which is told next, nothing is known.
+    let table = mount::mounts().unwrap_or_default();
+    id.is_ok_and(|id| table.iter().any(|mount| mount.id == id && mount.has_option(b"idmapped")))
+}
+
+fn open_lower(lower: &Lower, params: &Params) -> Result<Layer<DirTree>, LayerOpenError> {
+    let path = &lower.path;
+    let mapped = !params.owners.is_identity() && is_idmapped(path);
+    let tree = DirTree::lower(path)?;
+    let tree = if mapped { tree.behind_idmap(params.owners.clone()) } else { tree };
+    let dialect = if lower.aufs { Dialect::Aufs } else { written(params) };
+    Ok(Layer::new(tree, dialect).named(format!("lowerdir {}", path.display())).with_overrides(params.override_stat))
 }
 
 /// The lowers of a mount with these options, the topmost first: those that merge, and those that hold only data.
-pub(crate) fn open(merged: &[PathBuf], data: &[PathBuf], params: &Params) -> Result<Box<[Layer<DirTree>]>, LayerOpenError> {
-    let merged = merged.iter().map(|path| DirTree::lower(path).map(|tree| lower(tree, path, params)));
+pub(crate) fn open(merged: &[Lower], data: &[PathBuf], params: &Params) -> Result<Box<[Layer<DirTree>]>, LayerOpenError> {
+    let merged = merged.iter().map(|lower| open_lower(lower, params));
     merged.chain(data.iter().map(|path| DirTree::lower(path).map(Layer::data_only))).collect()
 }
 

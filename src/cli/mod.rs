@@ -19,6 +19,7 @@ mod pages;
 mod record;
 mod rootless;
 mod run;
+mod storage;
 mod store;
 mod text;
 mod trace;

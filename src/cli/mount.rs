@@ -25,9 +25,12 @@ Options, separated by commas or given by several -o:
   metacopy=on       changed owners, modes, times and attributes copy no data to U
   lower=live        others change the lower directories while they are mounted
   userxattr         marks are in user.* attributes, as of kernel overlayfs and fuse-overlayfs
-  whiteout=aufs     whiteouts of the lower directories are files, by the names of AUFS
+  whiteout=aufs     whiteouts of the lower directories are files, by the names of AUFS; without it
+                    those of layers in the store of podman are, overlay: of none
+  uidmapping=D:S:N  N owners from D on show as those from S on, gidmapping=D:S:N groups
+  squash_to_uid=N   all owners show as N, squash_to_gid=N groups, squash_to_root both as 0
   xattr_permissions=2  owners and modes of lower files are those of user.containers.override_stat;
-                    goes with one of the two above, not with upperdir, and implies nosuid and nodev
+                    not with upperdir, and implies nosuid and nodev
   lenient           as --lenient
   volatile          do not wait for the disk; after a crash of the machine U is not to be trusted
   fsname=NAME       what the mount table shows as the source [default: plyfs]

@@ -16,6 +16,9 @@ use super::{busy, mounts};
 /// How long to wait for a server whose mount has left its place.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long somebody may hold a directory without being known.
+const MOMENT: Duration = Duration::from_secs(1);
+
 /// How long it may take to end once it has nothing to serve.
 const LAST: Duration = Duration::from_secs(30);
 
@@ -34,7 +37,6 @@ enum Holder {
 /// Errors: those of [`DirTree::upper_with`]; the directory and the mount that uses it.
 pub(crate) fn open(place: &Writable, atime: MountAttrFlags) -> anyhow::Result<DirTree> {
     let begun = Instant::now();
-    let mut unknown = false;
     loop {
         let (what, path) = match DirTree::upper_with(&place.upper, &place.work, Some(atime)) {
             Err(LayerOpenError::InUse { what, path }) => (what, path),
@@ -48,8 +50,8 @@ pub(crate) fn open(place: &Writable, atime: MountAttrFlags) -> anyhow::Result<Di
                 }
                 std::thread::sleep(Duration::from_millis(5));
             }
-            // It may have ended since: a server removes its record last.
-            Holder::Unknown if !unknown => unknown = true,
+            // A server that ends has closed some descriptors before others, one that begins has no record yet.
+            Holder::Unknown if begun.elapsed() < MOMENT => std::thread::sleep(Duration::from_millis(5)),
             Holder::Mount(at) => {
                 let why = format!("in use by the union mounted at {}", at.display());
                 let remedy =
@@ -59,6 +61,38 @@ pub(crate) fn open(place: &Writable, atime: MountAttrFlags) -> anyhow::Result<Di
             Holder::Unknown => return Err(LayerOpenError::InUse { what, path }.into()),
         }
     }
+}
+
+/// Waits for servers that are ending and have one of these lowers as their upper: at the end all names of hard links come into it. podman mounts the upper of a container that
+/// has just ended as a lower, to see what changed.
+pub(crate) fn wait_for_lowers(lowers: &[PathBuf]) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    let wanted: Vec<(u64, u64)> = lowers.iter().filter_map(|path| identity(path)).collect();
+    loop {
+        let ending = |record: &Record| {
+            let upper = record.upper.as_ref().and_then(|layer| identity(&record.way_to(layer)));
+            upper.is_some_and(|upper| wanted.contains(&upper))
+        };
+        let Some(record) = Record::live().into_iter().find(ending) else { return Ok(()) };
+        let table = mounts::table()?;
+        // One that is mounted goes on: its upper is a lower as it is.
+        if table.iter().any(|mount| mount.dev == record.dev && mounts::is_plyfs(mount)) {
+            return Ok(());
+        }
+        if begun.elapsed() >= PATIENCE {
+            tracing::warn!(
+                pid = record.pid,
+                "the server of a lower that was an upper has not ended: names of hard links may show their lower file"
+            );
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Which directory it is. What cannot be looked at is gone, as the descriptors of a server that ends are: it is then nobody's.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok()
 }
 
 /// The error of one who finds a server at work that is at no mountpoint any more.
@@ -79,8 +113,7 @@ fn held(at: &str, record: &Record) -> anyhow::Error {
 }
 
 fn holder(place: &Writable) -> anyhow::Result<Holder> {
-    // What cannot be looked at is gone, as the descriptors of a server that ends are: it is then nobody's, and the locks decide.
-    let identity = |path: &Path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
+    // Of what cannot be looked at the locks decide.
     let (upper, work) = (identity(&place.upper), identity(&place.work));
     let same = |a: Option<(u64, u64)>, b: Option<(u64, u64)>| a.is_some() && a == b;
     let uses = |record: &Record| {

@@ -114,9 +114,10 @@ fn options_that_are_unknown_contradictory_or_not_supported_are_refused() {
     let lab = Lab::layers();
     for (options, begin) in [
         ("lowerdir=a,nonsense", "option nonsense: unknown; "),
-        ("lowerdir=a,squash_to_uid=1", "option squash_to_uid=1: "),
+        ("lowerdir=a,squash_to_uid=one", "option squash_to_uid=one: "),
+        ("lowerdir=a,plugins=one", "option plugins=one: "),
         ("lowerdir=a,metacopy=maybe", "option metacopy=maybe: "),
-        ("lowerdir=a,xattr_permissions=2", "option xattr_permissions: only layers of other tools keep owners so; "),
+        ("lowerdir=a,xattr_permissions=2,dev", "option xattr_permissions: not with dev or suid: "),
         ("lowerdir=a,upperdir=u,workdir=w,userxattr,xattr_permissions=2", "option xattr_permissions: not with upperdir, "),
         ("lowerdir=a,upperdir=u,workdir=w,whiteout=aufs,xattr_permissions=2", "option xattr_permissions: not with upperdir, "),
         ("lowerdir=a,whiteout=docker", "option whiteout=docker: the value must be auto, overlay or aufs; "),

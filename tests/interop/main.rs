@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `acd` | what docker said of changes in containers, said by `plyfs run` and `plyfs diff` |
 //! | `debian` | a Debian system in layers: packages, a compiler, git, python, on plyfs and on kernel overlayfs |
+//! | `podman` | podman and buildah with plyfs as their mount program |
 //! | `host` | `plyfs try` on this machine's own `/` |
 //! | `programs` | sqlite, git, rsync, cp and tar, on a mount as in a plain directory |
 //! | `lab` | a directory for a test, with all that is mounted in it, and commands with a time limit |
@@ -18,6 +19,7 @@ mod host;
 #[path = "../common/kernel.rs"]
 mod kernel;
 mod lab;
+mod podman;
 mod programs;
 #[path = "../common/skip.rs"]
 mod skip;

@@ -127,6 +127,7 @@ impl<T: UpperTree> Union<T> {
             stat.nlink = u32::try_from(nlink).unwrap_or(u32::MAX);
         }
         stat.btime = None;
+        (stat.uid, stat.gid) = (self.owners.uids.up(stat.uid), self.owners.gids.up(stat.gid));
         Attr { ino: self.shown_ino(inode), node: inode.ino, stat }
     }
 
@@ -134,7 +135,7 @@ impl<T: UpperTree> Union<T> {
     ///
     /// setuid and setgid go as POSIX says: at chown of what is no directory, and when somebody without CAP_FSETID truncates.
     ///
-    /// Errors: EROFS; EISDIR or EINVAL for the size of what is no regular file; EOVERFLOW for an owner that is none; the layers' errors.
+    /// Errors: EROFS; EISDIR or EINVAL for the size of what is no regular file; EOVERFLOW for an owner that is none, EINVAL for one that is nowhere on disk; the layers' errors.
     pub fn setattr(&self, caller: &Caller, ino: Ino, handle: Option<HandleId>, set: &SetAttr) -> Result<Attr> {
         let inode = self.inode(ino)?;
         match (set.size, inode.kind) {
@@ -145,6 +146,7 @@ impl<T: UpperTree> Union<T> {
         if set.uid == Some(NO_ID) || set.gid == Some(NO_ID) {
             return Err(Error::NoIds);
         }
+        let (uid, gid) = self.named_owner(set.uid, set.gid)?;
         self.upper()?;
         self.may_set(&inode, set)?;
         let content = match set.size {
@@ -174,8 +176,8 @@ impl<T: UpperTree> Union<T> {
                 };
                 truncated.attempt("truncate")?;
             }
-            if set.uid.is_some() || set.gid.is_some() {
-                self.change_owner(caller, &inode, set.uid, set.gid)?;
+            if uid.is_some() || gid.is_some() {
+                self.change_owner(caller, &inode, uid, gid)?;
             }
             if let Some(mode) = set.mode
                 && inode.kind != Kind::Symlink

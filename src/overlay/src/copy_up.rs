@@ -16,7 +16,7 @@ use crate::backend::{Place, Rename, UpperTree};
 use crate::error::{Attempt, Error, Result};
 use crate::inode::Inode;
 use crate::name::Name;
-use crate::union::{Event, Union};
+use crate::union::{Event, NO_ID, Union};
 
 /// How much of a file's content a copy-up takes along.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -173,7 +173,11 @@ impl<T: UpperTree> Union<T> {
         }
         let stat = &staged.stat;
         let to = &upper.tree;
-        to.set_owner(&staged.node, Some(stat.uid), Some(stat.gid)).attempt("chown the copy")?;
+        // Of an idmapped mount (`DirTree::behind_idmap`), as the kernel has it.
+        if stat.uid == NO_ID || stat.gid == NO_ID {
+            return Err(Error::NoIds);
+        }
+        self.owner_kept(to.set_owner(&staged.node, Some(stat.uid), Some(stat.gid))).attempt("chown the copy")?;
         for name in from.list_xattr(&lower.node).attempt("list lower xattrs")? {
             // The lower layer's own marks say nothing about the upper.
             let Some(name_above) = layer.shown_xattr(&name).map(|shown| upper.xattr_on_disk(&shown)) else { continue };

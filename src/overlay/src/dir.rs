@@ -160,7 +160,7 @@ impl<T: UpperTree> Union<T> {
         over_whiteout: bool,
     ) -> Result<Blueprint> {
         const SETGID: u32 = 0o2000;
-        let (caller_uid, caller_gid) = caller.ids()?;
+        let (caller_uid, caller_gid) = self.maker(caller)?;
         let tree = &self.upper()?.tree;
         let dir = self.upper_node(parent)?;
         let above = tree.stat(dir).attempt("stat the parent")?;
@@ -239,7 +239,7 @@ impl<T: UpperTree> Union<T> {
     pub(crate) fn dress(&self, node: &T::Node, plan: &Blueprint) -> Result<()> {
         let layer = self.upper()?;
         let tree = &layer.tree;
-        tree.set_owner(node, Some(plan.uid), Some(plan.gid)).attempt("chown a new object")?;
+        self.owner_kept(tree.set_owner(node, Some(plan.uid), Some(plan.gid))).attempt("chown a new object")?;
         for (name, value) in plan.acl.xattrs() {
             tree.set_xattr(node, name, value, XattrMode::Any).attempt("write an inherited ACL")?;
         }

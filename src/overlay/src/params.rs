@@ -5,14 +5,23 @@
 //! stand in paths. Paths are bytes, not text. `@FILE` stands for the options in a file, where line breaks separate them, too, and lines that begin with `#`
 //! are passed over: two thousand layers are more than a command line takes.
 //!
-//! Every option of those two and of libfuse is in one table ([`rule`]): it is obeyed, or accepted because it asks for what plyfs does anyway, or
+//! Every option of those two and of libfuse is in one table (`table.rs`): it is obeyed, or accepted because it asks for what plyfs does anyway, or
 //! refused by its name. Nothing is ignored silently. Nothing is opened here; what a path leads to is checked where layers are opened.
+
+mod table;
+mod text;
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+
+use plyfs_sys::mount::Propagation;
+
+use self::table::{Rule, rule};
+use self::text::{escape, number, path_of, split, split_at, unescape};
+use crate::owners::{IdMap, IdRange, OwnerMap};
 
 /// When a read changes the access time of a file (the mount's flag; the union's own times are those of its layers).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -35,6 +44,18 @@ pub struct Writable {
     pub work: PathBuf,
 }
 
+/// Which lowers have whiteouts by file names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Whiteouts {
+    /// Those that are known to: layers in the store of podman and buildah, which unpack them so where they have a mount program.
+    #[default]
+    Auto,
+    /// None.
+    Overlay,
+    /// All.
+    Aufs,
+}
+
 /// The options of a mount, checked against each other. Paths are as they were given.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Params {
@@ -50,14 +71,18 @@ pub struct Params {
     pub metacopy: bool,
     /// `userxattr`: marks are in attributes of users, those of kernel overlayfs and of fuse-overlayfs.
     pub user_xattr: bool,
-    /// `whiteout=aufs`: whiteouts of the lowers are file names, beside those of the other forms.
-    pub aufs_lowers: bool,
-    /// `xattr_permissions=2`: owner, mode and kind in the lowers are those of `user.containers.override_stat`. Only without an upper.
+    /// `whiteout`: which lowers have whiteouts that are file names, beside those of the other forms.
+    pub whiteouts: Whiteouts,
+    /// `uidmapping`, `gidmapping` and `squash_to_*`: how owners show.
+    pub owners: OwnerMap,
+    /// `xattr_permissions=2`: owner, mode and kind in the lowers are those of `user.containers.override_stat`. Only without an upper, without `dev` and `suid`.
     pub override_stat: bool,
     /// `lenient`: what bears a mark that cannot be honoured is shown without it, read-only.
     pub lenient: bool,
-    /// `volatile` or `fsync=0`: nothing waits for the disk.
+    /// `volatile`: nothing waits for the disk.
     pub volatile: bool,
+    /// `fsync=0`: nothing waits for the disk.
+    pub no_sync: bool,
     /// `ro`.
     pub read_only: bool,
     /// Not `nodev`.
@@ -70,6 +95,12 @@ pub struct Params {
     pub atime: Atime,
     /// `nodiratime`.
     pub no_dir_atime: bool,
+    /// `nosymfollow`: the kernel follows no symbolic link of it.
+    pub no_sym_follow: bool,
+    /// `private`, `slave`, `shared` or `unbindable`: how mounts in it travel; else as the place says where it is mounted.
+    pub propagation: Option<Propagation>,
+    /// `context`, `fscontext`, `defcontext` and `rootcontext`: for the kernel's security module.
+    pub contexts: Vec<(&'static str, OsString)>,
     /// `fsname`: what the mount table shows as the source.
     pub fsname: Option<OsString>,
     /// `debug`: say what happens, and stay in front.
@@ -133,111 +164,6 @@ pub enum ParamError {
     },
 }
 
-/// What an option does.
-enum Rule {
-    /// `lowerdir`, `lowerdir+`, `upperdir`, `workdir`, `fsname`, `lower`: has a value.
-    Value(fn(&mut Builder, &[u8]) -> Result<(), ParamError>),
-    /// Has no value.
-    Flag(fn(&mut Params)),
-    /// 0 or 1.
-    Switch(fn(&mut Params, bool)),
-    /// These values ask for what plyfs does anyway, all others are refused for this reason.
-    Only(&'static [&'static str], &'static str),
-    /// Asks for what plyfs does anyway, or is meant for mount(8) itself.
-    Nothing,
-    /// How fast, not what: any value will do.
-    Hint,
-    /// Refused for this reason.
-    Refused(&'static str),
-}
-
-const LATER: &str = "not supported by this version; leave it out";
-const IDS: &str = "mapping of owners is not supported by this version; leave it out, or give the layers the owners that they are to show";
-const CACHE: &str = "caching cannot be set: what plyfs caches it also invalidates; leave it out";
-const SIZES: &str = "sizes and queue lengths are chosen at mount and cannot be set; leave it out";
-
-/// The table: option by option what it does; `None` for an unknown one.
-fn rule(name: &[u8]) -> Option<Rule> {
-    use Rule::{Flag, Hint, Nothing, Only, Refused, Switch, Value};
-    Some(match name {
-        b"lowerdir" => Value(Builder::lowerdir),
-        b"lowerdir+" => Value(Builder::lowerdir_add),
-        b"datadir+" => Value(Builder::datadir_add),
-        b"upperdir" => Value(|b, value| b.path("upperdir", value, |b| &mut b.upper)),
-        b"workdir" => Value(|b, value| b.path("workdir", value, |b| &mut b.work)),
-        b"fsname" => Value(Builder::fsname),
-        b"lower" => Value(Builder::lower),
-        b"metacopy" => Value(Builder::metacopy),
-        b"volatile" => Flag(|p| p.volatile = true),
-        b"lenient" => Flag(|p| p.lenient = true),
-        b"userxattr" => Flag(|p| p.user_xattr = true),
-        b"whiteout" => Value(Builder::whiteout),
-        b"xattr_permissions" => Value(Builder::xattr_permissions),
-        b"debug" => Flag(|p| p.debug = true),
-
-        // mount(8), for every filesystem; of each pair the last one counts.
-        b"ro" => Flag(|p| p.read_only = true),
-        b"rw" => Flag(|p| p.read_only = false),
-        b"dev" => Flag(|p| p.dev = true),
-        b"nodev" => Flag(|p| p.dev = false),
-        b"suid" => Flag(|p| p.suid = true),
-        b"nosuid" => Flag(|p| p.suid = false),
-        b"exec" => Flag(|p| p.exec = true),
-        b"noexec" => Flag(|p| p.exec = false),
-        b"noatime" => Flag(|p| p.atime = Atime::Never),
-        b"strictatime" => Flag(|p| p.atime = Atime::Strict),
-        b"atime" | b"relatime" | b"norelatime" | b"nostrictatime" => Flag(|p| p.atime = Atime::Relative),
-        b"nodiratime" => Flag(|p| p.no_dir_atime = true),
-        b"diratime" => Flag(|p| p.no_dir_atime = false),
-        b"defaults" => Flag(Params::defaults),
-        b"user" | b"users" => Flag(|p| (p.exec, p.suid, p.dev) = (false, false, false)),
-        b"owner" | b"group" => Flag(|p| (p.suid, p.dev) = (false, false)),
-        b"async" | b"nolazytime" | b"noiversion" | b"nomand" | b"silent" | b"loud" => Nothing,
-        b"auto" | b"noauto" | b"nouser" | b"_netdev" | b"nofail" => Nothing,
-        b"comment" => Hint,
-        _ if name.starts_with(b"x-") || name.starts_with(b"X-") => Hint,
-        b"lazytime" | b"iversion" | b"mand" | b"dirsync" => Refused(LATER),
-        b"remount" => Refused("a mount cannot be changed while it is there; unmount it and mount it again"),
-
-        // Kernel overlayfs.
-        b"redirect_dir" => Only(&["on"], "directories are always renamed by redirect; say redirect_dir=on or leave it out"),
-        b"index" => Only(&["on"], "hard links are always kept together; say index=on or leave it out"),
-        b"nfs_export" => Only(&["off"], "a FUSE mount of plyfs cannot be exported over NFS; say nfs_export=off or leave it out"),
-        b"xino" => Only(&["on", "auto"], "inode numbers are always unique; say xino=on, xino=auto or leave it out"),
-        b"verity" => Only(&["off"], "fs-verity digests are not checked by this version; say verity=off or leave it out"),
-        b"override_creds" => Nothing,
-        b"nooverride_creds" => Refused("layers are always accessed with the rights of who mounts; leave it out"),
-        b"uuid" => Refused(LATER),
-
-        // fuse-overlayfs.
-        b"fsync" | b"sync" => Switch(|p, on| p.volatile = !on),
-        b"threaded" => Only(&["1"], "requests are always served by several threads; say threaded=1 or leave it out"),
-        b"noxattrs" => Only(&["0"], "extended attributes cannot be switched off; say noxattrs=0 or leave it out"),
-        b"fast_ino" | b"fast_ino_check" | b"writeback" => Hint,
-        b"uidmapping" | b"gidmapping" | b"squash_to_uid" | b"squash_to_gid" | b"squash_to_root" => Refused(IDS),
-        b"timeout" => Refused(CACHE),
-        b"plugins" | b"static_nlink" | b"noacl" | b"ino32_t" => Refused(LATER),
-
-        // libfuse.
-        b"allow_other" | b"default_permissions" | b"nonempty" | b"use_ino" | b"readdir_ino" | b"big_writes" | b"kernel_cache" => Nothing,
-        b"splice_read" | b"splice_write" | b"splice_move" | b"no_splice_read" | b"no_splice_write" | b"no_splice_move" => Nothing,
-        b"subtype" => Only(&["plyfs"], "the mount table shows fuse.plyfs; say subtype=plyfs or leave it out"),
-        b"allow_root" => Refused("a mount made by root serves all users, as their permissions allow; leave it out"),
-        b"auto_unmount" => Refused("a mount whose server died is removed by 'plyfs umount'; leave it out"),
-        b"auto_cache" | b"direct_io" | b"entry_timeout" | b"negative_timeout" | b"attr_timeout" | b"ac_attr_timeout" => Refused(CACHE),
-        b"max_read" | b"max_write" | b"max_readahead" | b"max_background" | b"congestion_threshold" => Refused(SIZES),
-        b"uid" | b"gid" | b"umask" => Refused(IDS),
-        b"blkdev" | b"modules" | b"hard_remove" | b"intr" | b"noforget" | b"remember" => Refused(LATER),
-        b"fd" | b"rootmode" | b"user_id" | b"group_id" => Refused("it is set by plyfs itself; leave it out"),
-
-        // Security modules.
-        b"context" | b"fscontext" | b"defcontext" | b"rootcontext" => {
-            Refused("a security context for the whole mount is not supported by this version; leave it out and label the layers")
-        }
-        _ => return None,
-    })
-}
-
 /// Options as they come in.
 struct Builder {
     params: Params,
@@ -245,6 +171,19 @@ struct Builder {
     listed: bool,
     upper: Option<PathBuf>,
     work: Option<PathBuf>,
+    squash_to_root: bool,
+    /// The last `fsync` or `sync`.
+    fsync: Option<bool>,
+    /// `dev` and `suid` were said, and not taken back.
+    dev: bool,
+    suid: bool,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        let params = Params::over(Vec::new());
+        Self { params, listed: false, upper: None, work: None, squash_to_root: false, fsync: None, dev: false, suid: false }
+    }
 }
 
 impl Params {
@@ -262,7 +201,7 @@ impl Params {
         options: impl IntoIterator<Item = S>,
         mut read: impl FnMut(&Path) -> std::io::Result<Vec<u8>>,
     ) -> Result<Self, ParamError> {
-        let mut builder = Builder { params: Self::over(Vec::new()), listed: false, upper: None, work: None };
+        let mut builder = Builder::default();
         for list in options {
             for option in split(list.as_ref().as_bytes()) {
                 let Some(file) = option.strip_prefix(b"@") else {
@@ -282,7 +221,7 @@ impl Params {
     ///
     /// Errors: [`ParamError`]; every other option is refused by its name.
     pub fn dialect<S: AsRef<OsStr>>(options: impl IntoIterator<Item = S>) -> Result<Self, ParamError> {
-        let mut builder = Builder { params: Self::over(Vec::new()), listed: false, upper: None, work: None };
+        let mut builder = Builder::default();
         for list in options {
             for option in split(list.as_ref().as_bytes()) {
                 let name = option.split(|&byte| byte == b'=').next().unwrap_or_default();
@@ -314,24 +253,24 @@ impl Params {
             live_lowers: false,
             metacopy: false,
             user_xattr: false,
-            aufs_lowers: false,
+            whiteouts: Whiteouts::Auto,
+            owners: OwnerMap::default(),
             override_stat: false,
             lenient: false,
             volatile: false,
+            no_sync: false,
             read_only: false,
             dev: true,
             suid: true,
             exec: true,
             atime: Atime::Relative,
             no_dir_atime: false,
+            no_sym_follow: false,
+            propagation: None,
+            contexts: Vec::new(),
             fsname: None,
             debug: false,
         }
-    }
-
-    /// `defaults` of mount(8): rw, suid, dev, exec.
-    fn defaults(&mut self) {
-        (self.read_only, self.suid, self.dev, self.exec) = (false, true, true, true);
     }
 
     /// Every path of the options with the option that it is of: lowers topmost first, data-only layers, then upperdir and workdir.
@@ -371,7 +310,7 @@ impl Params {
             out.extend_from_slice(name.as_bytes());
             if let Some(value) = value {
                 out.push(b'=');
-                escape(value, b",\\", &mut out);
+                escape(value, b",\\\"", &mut out);
             }
         };
         if let Some(Writable { upper, work }) = &self.writable {
@@ -382,10 +321,12 @@ impl Params {
             (self.live_lowers, "lower=live"),
             (self.metacopy, "metacopy=on"),
             (self.user_xattr, "userxattr"),
-            (self.aufs_lowers, "whiteout=aufs"),
+            (self.whiteouts == Whiteouts::Aufs, "whiteout=aufs"),
+            (self.whiteouts == Whiteouts::Overlay, "whiteout=overlay"),
             (self.override_stat, "xattr_permissions=2"),
             (self.lenient, "lenient"),
             (self.volatile, "volatile"),
+            (self.no_sync, "fsync=0"),
             (self.read_only, "ro"),
             (!self.dev, "nodev"),
             (!self.suid, "nosuid"),
@@ -393,10 +334,24 @@ impl Params {
             (self.atime == Atime::Never, "noatime"),
             (self.atime == Atime::Strict, "strictatime"),
             (self.no_dir_atime, "nodiratime"),
+            (self.no_sym_follow, "nosymfollow"),
+            (self.propagation == Some(Propagation::Private), "private"),
+            (self.propagation == Some(Propagation::Slave), "slave"),
+            (self.propagation == Some(Propagation::Shared), "shared"),
+            (self.propagation == Some(Propagation::Unbindable), "unbindable"),
             (self.debug, "debug"),
         ];
         for (_, name) in flags.into_iter().filter(|(set, _)| *set) {
             option(name, None);
+        }
+        let owners = &self.owners;
+        for (map, mapping, squash) in [(&owners.uids, "uidmapping", "squash_to_uid"), (&owners.gids, "gidmapping", "squash_to_gid")] {
+            if !map.is_identity() {
+                option(if map.is_squashed() { squash } else { mapping }, Some(OsStr::new(&map.to_string())));
+            }
+        }
+        for (name, value) in &self.contexts {
+            option(name, Some(value));
         }
         if let Some(name) = &self.fsname {
             option("fsname", Some(name));
@@ -434,13 +389,22 @@ impl Builder {
             (Some(Rule::Switch(_)), None) if name == b"sync" => {
                 Err(ParamError::Refused { option: shown(), why: "writing through at each step is not supported; leave it out" })
             }
-            (Some(Rule::Value(_) | Rule::Switch(_) | Rule::Only(..)), None) => Err(ParamError::Missing(lone())),
+            (Some(Rule::Value(_) | Rule::Switch(_) | Rule::OnOff(_) | Rule::Only(..)), None) => Err(ParamError::Missing(lone())),
             (Some(Rule::Value(apply)), Some(value)) => apply(self, value),
             (Some(Rule::Switch(apply)), Some(value)) => {
                 let on = match value {
                     b"0" => false,
                     b"1" => true,
                     _ => return Err(ParamError::Value { option: shown(), expected: "0 or 1".to_owned() }),
+                };
+                apply(self, on);
+                Ok(())
+            }
+            (Some(Rule::OnOff(apply)), Some(value)) => {
+                let on = match value {
+                    b"off" => false,
+                    b"on" => true,
+                    _ => return Err(ParamError::Value { option: shown(), expected: "on or off".to_owned() }),
                 };
                 apply(&mut self.params, on);
                 Ok(())
@@ -452,9 +416,13 @@ impl Builder {
                     Err(ParamError::Refused { option: shown(), why })
                 }
             }
-            (Some(Rule::Flag(_) | Rule::Nothing), Some(_)) => Err(ParamError::Unexpected(shown())),
+            (Some(Rule::Flag(_) | Rule::Said(_) | Rule::Nothing), Some(_)) => Err(ParamError::Unexpected(shown())),
             (Some(Rule::Flag(apply)), None) => {
                 apply(&mut self.params);
+                Ok(())
+            }
+            (Some(Rule::Said(apply)), None) => {
+                apply(self);
                 Ok(())
             }
             (Some(Rule::Nothing | Rule::Hint), _) => Ok(()),
@@ -520,15 +488,65 @@ impl Builder {
         Ok(())
     }
 
-    fn metacopy(&mut self, value: &[u8]) -> Result<(), ParamError> {
-        self.params.metacopy = match value {
-            b"on" => true,
-            b"off" => false,
-            _ => {
-                let option = format!("metacopy={}", String::from_utf8_lossy(value));
-                return Err(ParamError::Value { option, expected: "on or off".to_owned() });
-            }
-        };
+    /// `defaults` of mount(8): rw, suid, dev, exec.
+    fn defaults(&mut self) {
+        let params = &mut self.params;
+        (params.read_only, params.suid, params.dev, params.exec) = (false, true, true, true);
+        (self.suid, self.dev) = (false, false);
+    }
+
+    /// What `user` and the like of mount(8) imply.
+    fn of_a_user(&mut self, exec: bool) {
+        let params = &mut self.params;
+        (params.exec, params.suid, params.dev) = (params.exec && exec, false, false);
+        (self.suid, self.dev) = (false, false);
+    }
+
+    /// One triple after the other, `DISK:SHOWN:COUNT`; podman puts a colon before them.
+    fn mapping(&mut self, name: &'static str, value: &[u8], place: fn(&mut Params) -> &mut IdMap) -> Result<(), ParamError> {
+        let wrong = |expected: String| ParamError::Value { option: format!("{name}={}", String::from_utf8_lossy(value)), expected };
+        let form = || wrong("DISK:SHOWN:COUNT, once or several times with colons between".to_owned());
+        let parts = value.split(|&byte| byte == b':').filter(|part| !part.is_empty());
+        let numbers = parts.map(|part| number(part).ok_or_else(form)).collect::<Result<Vec<u32>, _>>()?;
+        let (triples, rest) = numbers.as_chunks::<3>();
+        if !rest.is_empty() {
+            return Err(form());
+        }
+        let ranges = triples.iter().map(|&[disk, shown, count]| IdRange { disk, shown, count }).collect();
+        let map = IdMap::ranges(ranges).map_err(|why| wrong(format!("DISK:SHOWN:COUNT, once or several times, and is {why}")))?;
+        self.owner(name, map, place)
+    }
+
+    fn squash(&mut self, name: &'static str, value: &[u8], place: fn(&mut Params) -> &mut IdMap) -> Result<(), ParamError> {
+        let option = || format!("{name}={}", String::from_utf8_lossy(value));
+        // The last number stands for no id.
+        let id = number(value).filter(|id| *id != u32::MAX);
+        let id = id.ok_or_else(|| ParamError::Value { option: option(), expected: "an id, 0 to 4294967294".to_owned() })?;
+        self.owner(name, IdMap::squashed(id), place)
+    }
+
+    fn owner(&mut self, name: &'static str, map: IdMap, place: fn(&mut Params) -> &mut IdMap) -> Result<(), ParamError> {
+        let known = place(&mut self.params);
+        if known.is_identity() {
+            *known = map;
+            return Ok(());
+        }
+        if known.is_squashed() == map.is_squashed() {
+            return Err(ParamError::Repeated(name));
+        }
+        let why = "owners are either mapped or squashed to one id; leave one of the two out";
+        Err(ParamError::Contradiction { option: name, why })
+    }
+
+    fn context(&mut self, name: &'static str, value: &[u8]) -> Result<(), ParamError> {
+        let value = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value);
+        if value.is_empty() {
+            return Err(ParamError::Missing(name.to_owned()));
+        }
+        if self.params.contexts.iter().any(|(known, _)| *known == name) {
+            return Err(ParamError::Repeated(name));
+        }
+        self.params.contexts.push((name, OsString::from_vec(unescape(value))));
         Ok(())
     }
 
@@ -541,11 +559,11 @@ impl Builder {
         Ok(())
     }
 
-    /// `auto` is what plyfs knows of a layer, never what its content looks like: a user may have made files of such names. So far it knows of none.
     fn whiteout(&mut self, value: &[u8]) -> Result<(), ParamError> {
-        self.params.aufs_lowers = match value {
-            b"aufs" => true,
-            b"auto" | b"overlay" => false,
+        self.params.whiteouts = match value {
+            b"auto" => Whiteouts::Auto,
+            b"overlay" => Whiteouts::Overlay,
+            b"aufs" => Whiteouts::Aufs,
             _ => {
                 let option = format!("whiteout={}", String::from_utf8_lossy(value));
                 return Err(ParamError::Value { option, expected: "auto, overlay or aufs".to_owned() });
@@ -576,11 +594,23 @@ impl Builder {
         if params.metacopy && params.user_xattr {
             return contradiction("metacopy", "not with userxattr, where every user can set the mark; leave one of them out");
         }
-        if params.override_stat && !params.user_xattr && !params.aufs_lowers {
-            return contradiction(
-                "xattr_permissions",
-                "only layers of other tools keep owners so; say userxattr or whiteout=aufs, too, or leave it out",
-            );
+        if params.override_stat && (self.dev || self.suid) {
+            let why = "not with dev or suid: every owner of a lower file can forge the owner, mode and kind that it says; say nodev,nosuid, or leave it out";
+            return contradiction("xattr_permissions", why);
+        }
+        if params.override_stat {
+            (params.dev, params.suid) = (false, false);
+        }
+        params.no_sync = self.fsync == Some(false);
+        if params.volatile && self.fsync == Some(true) {
+            return contradiction("volatile", "fsync=1 asks for the opposite; leave one of the two out");
+        }
+        if self.squash_to_root {
+            if !params.owners.is_identity() {
+                let why = "not with other options that say how owners show; leave it out, or them";
+                return contradiction("squash_to_root", why);
+            }
+            params.owners = OwnerMap { uids: IdMap::squashed(0), gids: IdMap::squashed(0) };
         }
         if params.lowers.is_empty() {
             return contradiction("lowerdir", "not given; name at least one directory to show, as lowerdir=DIR");
@@ -675,76 +705,6 @@ fn path_list(option: &'static str, value: &[u8]) -> Result<Lowers, ParamError> {
         }
     }
     Ok(lowers)
-}
-
-/// The options of a list: separated by commas that no backslash precedes and that are not in the quotes of a security context.
-fn split(list: &[u8]) -> Vec<&[u8]> {
-    let mut options = Vec::new();
-    let mut rest = list;
-    while !rest.is_empty() {
-        let end = option_end(rest);
-        let (option, tail) = rest.split_at(end);
-        if !option.is_empty() {
-            options.push(option);
-        }
-        rest = tail.get(1..).unwrap_or_default();
-    }
-    options
-}
-
-fn option_end(list: &[u8]) -> usize {
-    // mount(8) and podman write context="a,b"; in a path a quote is only a quote.
-    let quoted = list
-        .iter()
-        .position(|&byte| byte == b'=')
-        .is_some_and(|at| list.get(at + 1) == Some(&b'"') && list.get(..at).is_some_and(|name| name.ends_with(b"context")));
-    let mut inside = false;
-    let mut escaped = false;
-    for (index, &byte) in list.iter().enumerate() {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' => escaped = true,
-            b'"' if quoted => inside = !inside,
-            b',' if !inside => return index,
-            _ => {}
-        }
-    }
-    list.len()
-}
-
-/// The parts of a value between separators that no backslash precedes, with their backslashes.
-fn split_at(value: &[u8], separator: u8) -> Vec<&[u8]> {
-    let mut escaped = false;
-    value
-        .split(|&byte| {
-            let literal = escaped;
-            escaped = !literal && byte == b'\\';
-            byte == separator && !literal
-        })
-        .collect()
-}
-
-fn path_of(value: &[u8]) -> PathBuf {
-    OsString::from_vec(unescape(value)).into()
-}
-
-/// Takes out the backslashes, as kernel overlayfs does: any byte may follow one. A last one stands for itself.
-fn unescape(value: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(value.len());
-    let mut bytes = value.iter();
-    while let Some(&byte) = bytes.next() {
-        out.push(if byte == b'\\' { bytes.next().copied().unwrap_or(byte) } else { byte });
-    }
-    out
-}
-
-fn escape(value: &OsStr, special: &[u8], out: &mut Vec<u8>) {
-    for &byte in value.as_bytes() {
-        if special.contains(&byte) {
-            out.push(b'\\');
-        }
-        out.push(byte);
-    }
 }
 
 #[cfg(test)]

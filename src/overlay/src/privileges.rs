@@ -47,7 +47,7 @@ impl Caller {
         }
     }
 
-    /// Without its credentials a caller is what its ids say.
+    /// Without its credentials a caller is what its ids say. `group`: as it shows.
     fn standing(&self, group: u32) -> Standing {
         match self.credentials() {
             Some(found) => Standing { keeps: found.has(CAP_FSETID), member: found.is_in_group(group) },
@@ -62,7 +62,7 @@ pub(crate) fn without(mode: u32, member: bool) -> u32 {
     mode & !(SETUID | setgid)
 }
 
-/// The mode that stays when a caller changes the data of a file.
+/// The mode that stays when a caller changes the data of a file. `stat`: with the group that shows, as the caller's groups do.
 fn kept(caller: &Caller, stat: &Stat, known: bool) -> u32 {
     if stat.mode & (SETUID | SETGID) == 0 {
         return stat.mode;
@@ -83,7 +83,8 @@ impl<T: UpperTree> Union<T> {
     /// Takes setuid and setgid away before a change of data, as the kernel does (`file_remove_privs`): at no moment are they on a stranger's bytes. The inode is in
     /// the upper. `known`: the kernel says that the caller has no CAP_FSETID.
     pub(crate) fn drop_privileges(&self, caller: &Caller, inode: &Inode<T>, known: bool) -> Result<()> {
-        let stat = self.upper()?.tree.stat(self.upper_node(inode)?).attempt("stat")?;
+        let mut stat = self.upper()?.tree.stat(self.upper_node(inode)?).attempt("stat")?;
+        stat.gid = self.owners.gids.up(stat.gid);
         self.change_mode(inode, stat.mode, kept(caller, &stat, known))
     }
 
@@ -105,7 +106,7 @@ impl<T: UpperTree> Union<T> {
     /// not arrive (fuser 0.18 drops the flag that tells it from chown(2)), so its copies are known by their place.
     pub(crate) fn change_owner(&self, caller: &Caller, inode: &Inode<T>, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
         let (tree, node) = (&self.upper()?.tree, self.upper_node(inode)?);
-        let change = || tree.set_owner(node, uid, gid).attempt("chown");
+        let change = || self.owner_kept(tree.set_owner(node, uid, gid)).attempt("chown");
         if matches!(inode.kind, Kind::Dir | Kind::Symlink) {
             return change();
         }
@@ -132,7 +133,7 @@ impl<T: UpperTree> Union<T> {
         if stat.mode & SETGID == 0 {
             return Ok(());
         }
-        let Standing { keeps, member } = caller.standing(group);
+        let Standing { keeps, member } = caller.standing(self.owners.gids.up(group));
         if keeps || member { Ok(()) } else { self.change_mode(inode, stat.mode, stat.mode & !SETGID) }
     }
 

@@ -17,6 +17,7 @@ use crate::inode::{Inode, NewInode, Table};
 use crate::layer::{Layer, LayerStack, LowerIndex, LowerObject, tell_apart};
 use crate::lock::{RENAME, Ranked};
 use crate::name::Name;
+use crate::owners::OwnerMap;
 use crate::reserve::Reserve;
 use crate::sync::{AtomicU64, OnceLock};
 
@@ -41,7 +42,7 @@ pub struct Behaviour {
 /// An id of `u32::MAX` is none: the kernel leaves the ids out of most requests through an idmapped mount. Such a caller is never taken for root, and makes nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Caller {
-    /// fsuid, as the filesystem's own user namespace sees it.
+    /// fsuid, as the filesystem's own user namespace sees it; where owners are mapped, as they show.
     pub uid: u32,
     /// fsgid.
     pub gid: u32,
@@ -86,6 +87,8 @@ pub struct Union<T: UpperTree> {
     pub(crate) condemned: Condemned,
     /// For deleting without space.
     pub(crate) reserve: Reserve<T>,
+    /// How owners show; all else in here speaks of those on disk.
+    pub(crate) owners: OwnerMap,
     temp: AtomicU64,
     observer: OnceLock<Observer>,
 }
@@ -115,6 +118,7 @@ impl<T: UpperTree> Union<T> {
             one_of_each,
             condemned: Condemned::default(),
             reserve: Reserve::default(),
+            owners: OwnerMap::default(),
             temp: AtomicU64::new(0),
             observer: OnceLock::new(),
         })

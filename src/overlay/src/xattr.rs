@@ -1,5 +1,7 @@
 //! Extended attributes as users see them: marks are hidden and cannot be written, users' own attributes under the same prefix are escaped.
 
+use std::borrow::Cow;
+
 use plyfs_sys::Errno;
 use plyfs_sys::at::XattrMode;
 
@@ -17,6 +19,16 @@ const NAME_MAX: usize = 255;
 pub(crate) const CAPABILITY: &[u8] = b"security.capability";
 
 impl<T: UpperTree> Union<T> {
+    /// A value that a user reads.
+    fn shown_value(&self, name: &[u8], value: Vec<u8>) -> Result<Vec<u8>> {
+        self.owners.value_up(name, value.into()).map(Cow::into_owned).ok_or(Error::NoAttribute)
+    }
+
+    /// A value that a user writes, as it is on disk.
+    fn stored_value<'a>(&self, name: &[u8], value: &'a [u8]) -> Result<Cow<'a, [u8]>> {
+        self.owners.value_down(name, value.into()).map_err(|_| Error::Invalid("an attribute that names an id which is mapped from nothing"))
+    }
+
     /// The name on disk of an attribute that a user names.
     fn on_disk(&self, layer: &Layer<T>, name: &[u8]) -> Result<Vec<u8>> {
         let escaped = layer.xattr_on_disk(name);
@@ -44,7 +56,7 @@ impl<T: UpperTree> Union<T> {
                 }
             },
         )?;
-        value.ok_or(Error::NoAttribute)
+        self.shown_value(&name, value.ok_or(Error::NoAttribute)?)
     }
 
     /// Names of the attributes that a user may see.
@@ -73,6 +85,7 @@ impl<T: UpperTree> Union<T> {
     pub fn setxattr(&self, caller: &Caller, ino: Ino, name: &[u8], value: &[u8], mode: XattrMode) -> Result<()> {
         let inode = self.inode(ino)?;
         let on_disk = self.on_disk(self.upper()?, name)?;
+        let value = &*self.stored_value(name, value)?;
         self.may_change(&inode)?;
         self.copy_up(&inode, Content::Metadata)?;
         let _still = self.while_data_stays(&inode)?;

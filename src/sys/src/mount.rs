@@ -396,6 +396,8 @@ pub struct FuseOptions {
     pub gid: u32,
     /// Further flags of the mount, such as noatime.
     pub attrs: MountAttrFlags,
+    /// Options of the kernel's security module, such as `context`.
+    pub security: Vec<(&'static str, Vec<u8>)>,
 }
 
 impl Default for FuseOptions {
@@ -414,6 +416,7 @@ impl Default for FuseOptions {
             uid: 0,
             gid: 0,
             attrs: MountAttrFlags::empty(),
+            security: Vec::new(),
         }
     }
 }
@@ -462,6 +465,9 @@ pub fn fuse_mount(options: &FuseOptions) -> core::result::Result<(OwnedFd, Owned
     }
     if let Some(max_read) = options.max_read {
         context.set("max_read", max_read.to_string())?;
+    }
+    for (name, value) in &options.security {
+        context.set(name, value.as_slice())?;
     }
     let mut attrs = options.attrs;
     if options.read_only {

@@ -29,7 +29,10 @@ pub use self::keeping::Keeping;
 pub use self::open::{LayerOpenError, check_overlap};
 use super::{Handle, ObjectId, Place, RawEntry, Rename, Seek, Trace, Tree, UpperTree};
 use crate::name::Name;
+use crate::owners::OwnerMap;
 use crate::sync::AtomicBool;
+use crate::union::NO_ID;
+use crate::xattr::CAPABILITY;
 
 /// A real directory as a layer; made by [`DirTree::lower`], [`DirTree::lower_from_fd`] and [`DirTree::upper`].
 pub struct DirTree {
@@ -42,6 +45,8 @@ pub struct DirTree {
     uuid: Option<[u8; 16]>,
     /// Of an upper: where owners, modes and kinds are.
     keeper: Keeper,
+    /// What the mount that the layer is on makes of owners, which is undone: see [`DirTree::behind_idmap`].
+    idmap: Option<OwnerMap>,
     /// Held for the lifetime: the flocks on upperdir and workdir.
     _locks: Vec<OwnedFd>,
 }
@@ -260,6 +265,23 @@ impl DirTree {
         Keeping::is_declared(root.as_fd())
     }
 
+    /// The same layer, for who maps owners: it is on an idmapped mount, which shows them by this map already. What a layer says is what is on disk, so the map is undone.
+    ///
+    /// podman gives its mount program both, layers on idmapped mounts and the map.
+    #[must_use]
+    pub fn behind_idmap(self, owners: OwnerMap) -> Self {
+        Self { idmap: Some(owners), ..self }
+    }
+
+    /// With the owner that is on disk; none ([`NO_ID`]) if the mount shows none.
+    fn on_disk(&self, mut stat: Stat) -> Stat {
+        if let Some(idmap) = &self.idmap {
+            stat.uid = idmap.uids.down(stat.uid).unwrap_or(NO_ID);
+            stat.gid = idmap.gids.down(stat.gid).unwrap_or(NO_ID);
+        }
+        stat
+    }
+
     /// The node of what was just made at `at`.
     fn made(&self, at: Place<'_, DirNode>) -> Result<DirNode> {
         let stat = self.in_dir(at, |dir, name| at::stat(At::Name(dir, name)))?;
@@ -321,7 +343,7 @@ impl Tree for DirTree {
         match found {
             // By no number (as some servers of FUSE filesystems say of all objects) nothing can be told from anything else.
             Ok((own, _)) if own.ino == 0 => Err(Errno::IO),
-            Ok((own, stat)) => Ok(Some((DirNode::named(&own, at), stat))),
+            Ok((own, stat)) => Ok(Some((DirNode::named(&own, at), self.on_disk(stat)))),
             Err(Errno::NOENT | Errno::NAMETOOLONG) => Ok(None),
             Err(errno) => Err(errno),
         }
@@ -336,7 +358,7 @@ impl Tree for DirTree {
         match found {
             // The name is gone behind our back: the object is, too, as far as this layer can tell.
             Err(Errno::NOENT | Errno::NOTDIR) => Err(Errno::STALE),
-            other => other,
+            other => other.map(|stat| self.on_disk(stat)),
         }
     }
 
@@ -353,7 +375,16 @@ impl Tree for DirTree {
     }
 
     fn get_xattr(&self, node: &DirNode, name: &[u8]) -> Result<Option<Vec<u8>>> {
-        absent(self.at(node, |at| at::get_xattr(at, name)).map(Some), None)
+        let value = absent(self.at(node, |at| at::get_xattr(at, name)).map(Some), None)?;
+        match (&self.idmap, value) {
+            (Some(idmap), Some(value)) => match idmap.value_down(name, value.into()) {
+                Ok(value) => Ok(Some(value.into_owned())),
+                // For the root of nobody who shows: nobody has these capabilities.
+                Err(_) if name == CAPABILITY => Ok(None),
+                Err(_) => Err(Errno::OVERFLOW),
+            },
+            (_, value) => Ok(value),
+        }
     }
 
     fn list_xattr(&self, node: &DirNode) -> Result<Vec<Vec<u8>>> {
@@ -377,7 +408,7 @@ impl Tree for DirTree {
 
     fn stat_file(&self, file: &DirFile) -> Result<Stat> {
         let at = At::Fd(file.0.as_fd());
-        self.keeper.shown(at, at::stat(at)?)
+        Ok(self.on_disk(self.keeper.shown(at, at::stat(at)?)?))
     }
 
     fn statfs(&self) -> Result<StatFs> {

@@ -22,6 +22,19 @@ fn real_clients_option_strings_are_taken() {
     assert_eq!(params.writable, Some(Writable { upper: "G/1/diff".into(), work: "G/1/work".into() }));
     assert!(params.volatile && !params.is_read_only() && params.dev && params.suid && params.exec);
     assert!(parse("lowerdir=/a,upperdir=/u,workdir=/w,fsync=0,volatile").unwrap().volatile);
+    let params =
+        parse("lowerdir=/a,upperdir=/u,workdir=/w,,volatile,uidmapping=:0:100000:65536,gidmapping=:0:100000:65536:65536:5:1").unwrap();
+    let range = |disk, shown, count| IdRange { disk, shown, count };
+    assert_eq!(params.owners.uids, IdMap::ranges(vec![range(0, 100_000, 65536)]).unwrap());
+    assert_eq!(params.owners.gids, IdMap::ranges(vec![range(0, 100_000, 65536), range(65536, 5, 1)]).unwrap());
+    // Of one id alone.
+    let params = parse("lowerdir=/a,upperdir=/u,workdir=/w,,volatile,squash_to_uid=1000,squash_to_gid=0").unwrap();
+    assert_eq!(params.owners, OwnerMap { uids: IdMap::squashed(1000), gids: IdMap::squashed(0) });
+    assert_eq!(parse("lowerdir=/a,squash_to_root").unwrap().owners, OwnerMap { uids: IdMap::squashed(0), gids: IdMap::squashed(0) });
+    // Of a volume `:O`, and with SELinux.
+    assert_eq!(parse("lowerdir=/a,upperdir=/u,workdir=/w,private").unwrap().propagation, Some(Propagation::Private));
+    let params = parse(r#"lowerdir=/a,context="system_u:object_r:container_file_t:s0:c1,c2""#).unwrap();
+    assert_eq!(params.contexts, [("context", OsString::from("system_u:object_r:container_file_t:s0:c1,c2"))]);
     // mount(8) for an entry in fstab.
     let params = parse("rw,noexec,nosuid,nodev,noatime,lowerdir=/a,fsname=test,x-systemd.automount,_netdev").unwrap();
     assert!(params.is_read_only() && !params.read_only && !params.exec && !params.suid && !params.dev);
@@ -64,7 +77,8 @@ fn the_last_of_a_pair_counts() {
     let params = parse("lowerdir=/a,user,exec").unwrap();
     assert_eq!((params.exec, params.suid, params.dev), (true, false, false));
     let params = Params::parse(["lowerdir=/a,nodev", "dev,fsync=0", "fsync=1"]).unwrap();
-    assert!(params.dev && !params.volatile);
+    assert!(params.dev && !params.no_sync);
+    assert!(parse("lowerdir=/a,fsync=1,sync=0").unwrap().no_sync);
 }
 
 #[test]
@@ -78,7 +92,8 @@ fn what_plyfs_does_anyway_is_accepted_and_its_opposite_refused_by_name() {
         ("threaded=1", "threaded=0"),
         ("noxattrs=0", "noxattrs=1"),
         ("xattr_permissions=0", "xattr_permissions=1"),
-        ("whiteout=overlay", "whiteout=other"),
+        ("whiteout=auto", "whiteout=other"),
+        ("uuid=null", "uuid=on"),
         ("subtype=plyfs", "subtype=other"),
         ("override_creds", "nooverride_creds"),
         ("async", "sync"),
@@ -94,11 +109,6 @@ fn what_plyfs_does_anyway_is_accepted_and_its_opposite_refused_by_name() {
 fn what_is_not_supported_is_refused_by_name_with_a_remedy() {
     for option in [
         "uuid=on",
-        "uidmapping=:0:100000:65536",
-        "gidmapping=0:0:1",
-        "squash_to_root",
-        "squash_to_uid=1000",
-        "squash_to_gid=1000",
         "timeout=1",
         "plugins=/p",
         "static_nlink",
@@ -107,7 +117,6 @@ fn what_is_not_supported_is_refused_by_name_with_a_remedy() {
         "auto_unmount",
         "entry_timeout=1",
         "max_read=4096",
-        r#"context="a,b""#,
         "nonsense",
         "nonsense=1",
     ] {
@@ -149,7 +158,19 @@ fn contradictions_name_the_option_and_the_remedy() {
         ("lowerdir=/a,ro=1", "option ro=1: it takes no value; "),
         ("lowerdir=/a,fsync=2", "option fsync=2: the value must be 0 or 1; "),
         ("lowerdir=/a,metacopy=on,userxattr", "option metacopy: not with userxattr, "),
-        ("lowerdir=/a,xattr_permissions=2", "option xattr_permissions: only layers of other tools keep owners so; "),
+        ("lowerdir=/a,xattr_permissions=2,suid", "option xattr_permissions: not with dev or suid: "),
+        ("lowerdir=/a,nodev,dev,xattr_permissions=2,nosuid", "option xattr_permissions: not with dev or suid: "),
+        ("lowerdir=/a,volatile,fsync=1", "option volatile: fsync=1 asks for the opposite; "),
+        ("lowerdir=/a,uidmapping=0:1", "option uidmapping=0:1: the value must be DISK:SHOWN:COUNT, "),
+        ("lowerdir=/a,uidmapping=", "option uidmapping=: the value must be DISK:SHOWN:COUNT, "),
+        ("lowerdir=/a,uidmapping=0:-1:1", "option uidmapping=0:-1:1: the value must be DISK:SHOWN:COUNT, "),
+        ("lowerdir=/a,gidmapping=0:1:0", "option gidmapping=0:1:0: the value must be DISK:SHOWN:COUNT, "),
+        ("lowerdir=/a,uidmapping=0:1:1,uidmapping=0:1:1", "option uidmapping: given more than once; "),
+        ("lowerdir=/a,uidmapping=0:1:1,squash_to_uid=1", "option squash_to_uid: owners are either mapped or squashed "),
+        ("lowerdir=/a,squash_to_root,squash_to_uid=1", "option squash_to_root: not with other options "),
+        ("lowerdir=/a,squash_to_uid=4294967295", "option squash_to_uid=4294967295: the value must be an id, "),
+        ("lowerdir=/a,context=", "option context: it needs a value; "),
+        ("lowerdir=/a,context=a,context=b", "option context: given more than once; "),
         ("lowerdir=/a,upperdir=/u,workdir=/w,userxattr,xattr_permissions=2", "option xattr_permissions: not with upperdir, "),
         ("lowerdir=/a,upperdir=/u,workdir=/w,whiteout=aufs,xattr_permissions=2,ro", "option xattr_permissions: not with upperdir, "),
         ("lowerdir=/a,whiteout=no", "option whiteout=no: the value must be auto, overlay or aufs; "),
@@ -166,11 +187,29 @@ fn path() -> impl Strategy<Value = PathBuf> {
     prop::collection::vec(prop::sample::select(b"/a:,\\\" \n\xff=".to_vec()), 1..8).prop_map(|bytes| OsString::from_vec(bytes).into())
 }
 
+fn owners() -> impl Strategy<Value = OwnerMap> {
+    let ranges = || {
+        let map = prop::collection::vec((0..4_u32, 1..1000_u32), 1..4).prop_map(|list| {
+            let range = |(index, (shift, count)): (usize, (u32, u32))| {
+                let first = 1000 * u32::try_from(index).unwrap();
+                IdRange { disk: first, shown: first + 5000 * shift, count }
+            };
+            IdMap::ranges(list.into_iter().enumerate().map(range).collect()).unwrap()
+        });
+        prop_oneof![Just(IdMap::default()), (0..u32::MAX).prop_map(IdMap::squashed), map]
+    };
+    (ranges(), ranges()).prop_map(|(uids, gids)| OwnerMap { uids, gids })
+}
+
 prop_compose! {
     fn any_params()(
         mut all in prop::collection::btree_set(path(), 3..7).prop_map(|set| set.into_iter().collect::<Vec<_>>()).prop_shuffle(),
         writable in any::<bool>(),
-        flags in any::<[bool; 12]>(),
+        flags in any::<[bool; 13]>(),
+        whiteouts in prop::sample::select(vec![Whiteouts::Auto, Whiteouts::Overlay, Whiteouts::Aufs]),
+        owners in owners(),
+        propagation in prop::option::of(prop::sample::select(vec![Propagation::Private, Propagation::Slave, Propagation::Shared, Propagation::Unbindable])),
+        contexts in prop::option::of(path()),
         data in any::<prop::sample::Index>(),
         atime in prop::sample::select(vec![Atime::Relative, Atime::Never, Atime::Strict]),
         no_dir_atime in any::<bool>(),
@@ -178,14 +217,18 @@ prop_compose! {
     ) -> Params {
         let pair = all.split_off(all.len() - 2);
         let data = all.split_off(data.index(all.len()) + 1);
-        let [live_lowers, metacopy, volatile, read_only, dev, suid, exec, debug, lenient, user_xattr, aufs_lowers, overrides] = flags;
+        let [live_lowers, metacopy, volatile, read_only, dev, suid, exec, debug, lenient, user_xattr, no_sync, no_sym_follow, overrides] = flags;
+        let override_stat = overrides && !writable;
         Params {
             lowers: all,
             data,
             metacopy: metacopy && !live_lowers && !user_xattr,
             writable: writable.then(|| Writable { upper: pair[0].clone(), work: pair[1].clone() }),
-            live_lowers, volatile, read_only, dev, suid, exec, atime, no_dir_atime, debug, lenient, user_xattr, aufs_lowers,
-            override_stat: overrides && !writable && (user_xattr || aufs_lowers),
+            live_lowers, volatile, no_sync, read_only, exec, atime, no_dir_atime, no_sym_follow, debug, lenient, user_xattr, whiteouts,
+            owners, propagation, override_stat,
+            dev: dev && !override_stat,
+            suid: suid && !override_stat,
+            contexts: contexts.into_iter().map(|value| ("context", value.into_os_string())).collect(),
             fsname: fsname.map(PathBuf::into_os_string),
         }
     }
@@ -208,7 +251,7 @@ proptest! {
     }
 
     #[test]
-    fn any_options_are_parsed_or_refused(text in "(lowerdir=|,|:|\\\\|/a|/b|upperdir=|workdir=|ro|=|\"|context=){0,12}") {
+    fn any_options_are_parsed_or_refused(text in "(lowerdir=|,|:|\\\\|/a|/b|upperdir=|workdir=|ro|=|\"|context=|uidmapping=|squash_to_gid=|1){0,14}") {
         if let Ok(params) = parse(&text) {
             prop_assert_eq!(Params::parse([params.to_os_string()]), Ok(params));
         }

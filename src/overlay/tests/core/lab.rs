@@ -25,6 +25,8 @@ pub(crate) trait Layers {
     /// The upper layer; locked until it is dropped.
     fn upper(&self) -> Self::Tree;
     fn lower(&self) -> Self::Tree;
+    /// The lower layer, to be changed while nothing is mounted.
+    fn lower_to_fill(&self) -> Self::Tree;
 
     fn stack(&self, writable: bool) -> Union<Self::Tree> {
         let upper = writable.then(|| Layer::trusted(self.upper()));
@@ -58,6 +60,10 @@ impl Layers for Memory {
     fn lower(&self) -> MemTree {
         self.lower.clone()
     }
+
+    fn lower_to_fill(&self) -> MemTree {
+        self.lower.clone()
+    }
 }
 
 pub(crate) struct Directories {
@@ -72,8 +78,9 @@ impl Layers for Directories {
         for name in ["lower", "upper", "work", "scratch"] {
             std::fs::create_dir(dir.path().join(name)).unwrap();
         }
-        fill(&DirTree::upper(&dir.path().join("lower"), &dir.path().join("scratch")).unwrap());
-        Self { dir }
+        let layers = Self { dir };
+        fill(&layers.lower_to_fill());
+        layers
     }
 
     fn upper(&self) -> DirTree {
@@ -82,6 +89,10 @@ impl Layers for Directories {
 
     fn lower(&self) -> DirTree {
         DirTree::lower(&self.dir.path().join("lower")).unwrap()
+    }
+
+    fn lower_to_fill(&self) -> DirTree {
+        DirTree::upper(&self.dir.path().join("lower"), &self.dir.path().join("scratch")).unwrap()
     }
 }
 

@@ -183,7 +183,7 @@ impl DirTree {
         let root = root_node(fd)?;
         let uuid = handle_uuid(&root)?;
         let (fds, pinned) = (FdCache::shared(), FdCache::pinned(1));
-        Ok(Self { root, work: None, index: None, fds, _pinned: pinned, uuid, keeper: Keeper::default(), _locks: Vec::new() })
+        Ok(Self { root, work: None, index: None, fds, _pinned: pinned, uuid, keeper: Keeper::default(), idmap: None, _locks: Vec::new() })
     }
 
     /// Opens upper and work directory: one mount, locked against a second mount, `work/work` made and emptied.
@@ -225,7 +225,17 @@ impl DirTree {
         let uuid = handle_uuid(&root).map_err(|errno| open_error("upperdir", upper, errno))?;
         // Root, `work`, `index` and the locks.
         let (fds, pinned) = (FdCache::shared(), FdCache::pinned(3 + locks.len()));
-        Ok(Self { root, work: Some(staging), index: Some(index), fds, _pinned: pinned, uuid, keeper: Keeper::default(), _locks: locks })
+        Ok(Self {
+            root,
+            work: Some(staging),
+            index: Some(index),
+            fds,
+            _pinned: pinned,
+            uuid,
+            keeper: Keeper::default(),
+            idmap: None,
+            _locks: locks,
+        })
     }
 
     /// The number of the root's descriptor, which stays open as long as the tree: others may open `/proc/PID/fd/N`. It is of a private clone of
