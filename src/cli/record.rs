@@ -1,4 +1,4 @@
-//! What a mount leaves in `/run/plyfs` for `plyfs diff` and `plyfs umount`, which cannot ask the kernel for the layers of a FUSE mount.
+//! What a mount leaves in `/run/plyfs`, that of an ordinary user in a directory of his own, for `plyfs diff` and `plyfs umount`, which cannot ask the kernel for the layers of a FUSE mount.
 //!
 //! One file a mount, `<major>:<minor>.json` by the device number that its files show. The server keeps a descriptor of each layer's root
 //! open; a reader comes to the layers through them, whatever is mounted over their paths by then. A record counts only while the process
@@ -11,10 +11,32 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use plyfs_sys::{process, userns};
+
+use super::rootless;
 use super::text::Text;
 
-/// Where records are.
-pub(crate) const DIR: &str = "/run/plyfs";
+/// Where root's records are.
+const OF_ROOT: &str = "/run/plyfs";
+
+/// Where the records of this user are: in a user namespace they are his who made it.
+pub(crate) fn dir() -> PathBuf {
+    if process::effective_uid() == 0 && !userns::is_inside() { PathBuf::from(OF_ROOT) } else { rootless::runtime_dir() }
+}
+
+/// The directory, if it is there and nobody else can have put anything into it: in `/tmp` anybody could have made it.
+fn trusted_dir() -> io::Result<Option<PathBuf>> {
+    use std::os::unix::fs::MetadataExt;
+    let dir = dir();
+    let meta = match fs::symlink_metadata(&dir) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    };
+    if meta.is_dir() && meta.uid() == process::effective_uid() && meta.mode() & 0o022 == 0 {
+        return Ok(Some(dir));
+    }
+    Err(io::Error::other(format!("{} is not a directory that only you can write to", dir.display())))
+}
 
 /// The version of the format.
 const VERSION: u32 = 1;
@@ -114,7 +136,13 @@ impl Record {
 
     /// Writes it, at once or not at all.
     pub(crate) fn write(&self) -> io::Result<Written> {
-        self.write_to(Path::new(DIR))
+        let dir = dir();
+        let mode = if dir == Path::new(OF_ROOT) { 0o755 } else { 0o700 };
+        fs::DirBuilder::new().mode(mode).recursive(true).create(&dir)?;
+        match trusted_dir()? {
+            Some(dir) => self.write_to(&dir),
+            None => Err(io::Error::from(ErrorKind::NotFound)),
+        }
     }
 
     fn write_to(&self, dir: &Path) -> io::Result<Written> {
@@ -132,7 +160,7 @@ impl Record {
 
     /// The record of the mount with this device number, if its server lives.
     pub(crate) fn find(dev: (u32, u32)) -> io::Result<Option<Self>> {
-        Self::find_in(Path::new(DIR), dev)
+        trusted_dir()?.map_or(Ok(None), |dir| Self::find_in(&dir, dev))
     }
 
     fn find_in(dir: &Path, dev: (u32, u32)) -> io::Result<Option<Self>> {
@@ -153,11 +181,8 @@ impl Record {
 
     /// Removes what a server that was killed has left.
     pub(crate) fn remove_stale(dev: (u32, u32)) -> io::Result<()> {
-        let dir = Path::new(DIR);
-        if !dir.exists() {
-            return Ok(());
-        }
-        remove_if(dir, &path(dir, dev), |record| !record.is_live())
+        let Some(dir) = trusted_dir()? else { return Ok(()) };
+        remove_if(&dir, &path(&dir, dev), |record| !record.is_live())
     }
 
     /// The records of all servers that live.
@@ -165,7 +190,8 @@ impl Record {
         // A record goes with its server, which may be now, and one of another version is not ours to read: a mount of which nothing is known keeps its locks all
         // the same, and whoever asks says then that another mount has them.
         let read = |entry: fs::DirEntry| serde_json::from_slice::<Self>(&fs::read(entry.path()).ok()?).ok();
-        let all = fs::read_dir(DIR).into_iter().flatten().flatten().filter_map(read);
+        let dir = trusted_dir().ok().flatten();
+        let all = dir.and_then(|dir| fs::read_dir(dir).ok()).into_iter().flatten().flatten().filter_map(read);
         all.filter(|record| record.version == VERSION && record.is_live()).collect()
     }
 

@@ -134,6 +134,14 @@ pub(crate) fn data_dir() -> Option<PathBuf> {
     given("XDG_DATA_HOME").or_else(|| Some(home()?.join(".local/share"))).map(|dir| dir.join("plyfs"))
 }
 
+/// Where an ordinary user's records of mounts are: `$XDG_RUNTIME_DIR/plyfs`, or in `/tmp` under his number outside of all namespaces of his.
+pub(crate) fn runtime_dir() -> PathBuf {
+    match std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute()) {
+        Some(dir) => dir.join("plyfs"),
+        None => PathBuf::from(format!("/tmp/plyfs-{}", userns::uid_outside())),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -139,7 +139,7 @@ impl Store {
 
     /// Every directory that holds state of plyfs: this one, and those that others may use.
     pub(crate) fn all_state(&self) -> Vec<PathBuf> {
-        let mut all = vec![self.0.clone(), PathBuf::from(DEFAULT), PathBuf::from(super::record::DIR)];
+        let mut all = vec![self.0.clone(), PathBuf::from(DEFAULT), super::record::dir()];
         all.sort();
         all.dedup();
         all

@@ -122,6 +122,21 @@ pub fn is_inside() -> bool {
     fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !maps_all(&map))
 }
 
+/// This process's user as the namespace around its own calls it; the same in the first namespace.
+pub fn uid_outside() -> u32 {
+    let own = process::effective_uid();
+    fs::read_to_string("/proc/self/uid_map").ok().and_then(|map| outside(&map, own)).unwrap_or(own)
+}
+
+fn outside(map: &str, id: u32) -> Option<u32> {
+    let range = |line: &str| {
+        let mut fields = line.split_ascii_whitespace().map(|field| field.parse().ok());
+        Some(IdRange { inside: fields.next()??, outside: fields.next()??, count: fields.next()?? })
+    };
+    let holds = |range: &IdRange| id.checked_sub(range.inside).is_some_and(|offset| offset < range.count);
+    map.lines().filter_map(range).find(holds).map(|range| range.outside + (id - range.inside))
+}
+
 fn maps_all(map: &str) -> bool {
     let mut fields = map.split_ascii_whitespace();
     (fields.next(), fields.next(), fields.next()) == (Some("0"), Some("0"), Some("4294967295"))
@@ -136,6 +151,12 @@ mod tests {
         assert!(maps_all("         0          0 4294967295\n"));
         assert!(!maps_all("         0       1000          1\n         1     100000      65536\n"));
         assert!(!maps_all(""));
+    }
+
+    #[test]
+    fn ids_have_their_numbers_outside() {
+        let map = "         0       1000          1\n         1     100000      65536\n";
+        assert_eq!([0, 1, 65_536, 65_537].map(|id| outside(map, id)), [Some(1000), Some(100_000), Some(165_535), None]);
     }
 
     #[test]
