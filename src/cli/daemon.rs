@@ -4,6 +4,7 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use plyfs_format::Dialect;
 use plyfs_fuse::{ServeOptions, Served};
 use plyfs_overlay::params::{Atime, Params};
 use plyfs_overlay::{Behaviour, DirTree, IdMap, LayerStack, OwnerMap, Union};
@@ -25,6 +26,8 @@ pub(crate) struct Plan {
     pub(crate) params: Params,
     /// Absolute, without links.
     pub(crate) mountpoint: PathBuf,
+    /// The dialect of the upper that the options ask for.
+    pub(crate) dialect: Option<Dialect>,
 }
 
 /// A mount that is there.
@@ -56,7 +59,7 @@ pub(crate) fn start(plan: &Plan) -> anyhow::Result<Live> {
     let signals = SignalWaiter::block().map_err(|errno| here("wait for signals", errno))?;
 
     let params = &plan.params;
-    let (union, roots) = union(params)?;
+    let (union, roots) = union(plan)?;
     let options = if params.live_lowers { ServeOptions::live() } else { ServeOptions::default() };
     let served = serve(&union, &fuse_options(params), options, &format!("mount {}", plan.mountpoint.display()))?;
 
@@ -64,7 +67,9 @@ pub(crate) fn start(plan: &Plan) -> anyhow::Result<Live> {
     let mut record = None;
     served
         .attach_with(|mount| {
-            let place = attach(mount, plan, |dev| record = write_record(plan, dev, &roots))?;
+            let place = attach(mount, plan, |dev| {
+                record = write_record(plan, dev, &roots, union.upper_tree().map(|(_, dialect)| dialect));
+            })?;
             attached = Some(place);
             Ok(())
         })?
@@ -124,12 +129,13 @@ struct Roots {
     aufs: Vec<bool>,
 }
 
-fn union(params: &Params) -> anyhow::Result<(Arc<Union<DirTree>>, Roots)> {
+fn union(plan: &Plan) -> anyhow::Result<(Arc<Union<DirTree>>, Roots)> {
+    let params = &plan.params;
     upper::wait_for_lowers(&params.lowers)?;
     let merged = marks::lowers(params);
     let lowers = marks::open(&merged, &params.data, params)?;
     let upper = match &params.writable {
-        Some(place) => Some(marks::upper(upper::open(place, atime_flags(params))?, &place.upper, params)?),
+        Some(place) => Some(marks::upper(upper::open(place, atime_flags(params))?, &place.upper, plan.dialect)?),
         None => None,
     };
     let roots = Roots {
@@ -240,7 +246,7 @@ fn attach(mount: BorrowedFd<'_>, plan: &Plan, record: impl FnOnce((u32, u32))) -
 }
 
 /// A mount works without its record, `plyfs diff` of it does not.
-fn write_record(plan: &Plan, dev: (u32, u32), roots: &Roots) -> Option<Written> {
+fn write_record(plan: &Plan, dev: (u32, u32), roots: &Roots, dialect: Option<Dialect>) -> Option<Written> {
     let options = Text::from(plan.params.to_os_string());
     let written = Record::own(dev, &plan.mountpoint, options).and_then(|mut record| {
         let mut fds = roots.fds.iter().copied();
@@ -255,6 +261,7 @@ fn write_record(plan: &Plan, dev: (u32, u32), roots: &Roots) -> Option<Written> 
             }
         }
         record.index = roots.index;
+        record.dialect = dialect.map(|dialect| dialect.name().to_owned());
         record.write()
     });
     match written {

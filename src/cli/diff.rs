@@ -5,9 +5,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use plyfs_format::Change;
+use plyfs_format::{Change, Dialect};
 use plyfs_overlay::params::{Params, parse_paths};
-use plyfs_overlay::{Behaviour, ChangeOptions, DirTree, LayerStack, Union, changes_of, check_overlap};
+use plyfs_overlay::{Behaviour, ChangeOptions, DirTree, LayerStack, Union, changes_of, check_overlap, recorded_dialect_of};
 
 use super::fail::failure;
 use super::layers::index_in;
@@ -77,7 +77,11 @@ pub(crate) fn main(args: Args) -> anyhow::Result<ExitCode> {
             let index = args.workdir.as_deref().map(index_of).transpose()?;
             let params = Params { lowers: lowers.merged, data: lowers.data, ..Params::dialect(&args.options)? };
             let at = format!("diff {}", upper.display());
-            of_layers(&at, (upper, index.as_deref()), &marks::lowers(&params), &params, &args.show.options())?
+            let unreadable = |errno| {
+                failure("workdir", format_args!("its file 'dialect' cannot be read: {errno}"), "give the workdir of the upper's mount")
+            };
+            let known = args.workdir.as_deref().map_or(Ok(None), recorded_dialect_of).map_err(unreadable)?;
+            of_layers(&at, (upper, index.as_deref(), known), &marks::lowers(&params), &params, &args.show.options())?
         }
         _ => return Err(failure("diff", "nothing to compare", "give a mountpoint, or --upper and --lower")),
     };
@@ -117,13 +121,14 @@ fn of_operand(operand: &OsStr, forced: Option<Type>, options: &ChangeOptions) ->
         Params::parse([OsStr::from_bytes(record.options.as_bytes())]).map_err(|error| failure(&at, error, "give --upper and --lower"))?;
     params.data = record.data.iter().map(|layer| record.way_to(layer)).collect();
     let index = record.index.map(|fd| record.way_through(fd));
-    of_layers(&at, (&record.way_to(upper), index.as_deref()), &lowers, &params, options)
+    let known = record.dialect.as_deref().and_then(Dialect::from_name);
+    of_layers(&at, (&record.way_to(upper), index.as_deref(), known), &lowers, &params, options)
 }
 
-/// `upper`: with the index of its workdir.
+/// `upper`: with the index of its workdir, and its dialect where that was recorded.
 fn of_layers(
     at: &str,
-    (upper, index): (&Path, Option<&Path>),
+    (upper, index, known): (&Path, Option<&Path>, Option<Dialect>),
     lowers: &[marks::Lower],
     params: &Params,
     options: &ChangeOptions,
@@ -131,7 +136,7 @@ fn of_layers(
     if !params.user_xattr {
         marks::can_be_read(at)?;
     }
-    let upper = Some(marks::upper(DirTree::upper_readonly(upper, index)?, upper, params)?);
+    let upper = Some(marks::upper_to_read(DirTree::upper_readonly(upper, index)?, upper, params, known)?);
     let lowers = marks::open(lowers, &params.data, params)?;
     let behaviour = Behaviour { lenient: params.lenient, ..Behaviour::default() };
     Union::new(LayerStack { upper, lowers }, behaviour).and_then(|union| union.changes(options)).map_err(|error| unreadable(at, error))

@@ -6,7 +6,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use plyfs_format::Dialect;
-use plyfs_overlay::{DirTree, Keeping, Layer, LayerOpenError, LayerStack};
+use plyfs_overlay::{DirTree, Keeping, Layer, LayerOpenError, LayerStack, recorded_dialect_of};
 use plyfs_sys::at::{self, At, SetTime, XattrMode};
 use plyfs_sys::mount::{self, MountAttrFlags, Propagation, SetAttr};
 use plyfs_sys::{Errno, root, userns};
@@ -118,8 +118,12 @@ pub(crate) fn open(merged: &[PathBuf], data: &[PathBuf]) -> Result<Box<[Layer<Di
 }
 
 /// An upper that plyfs has made itself: in a user namespace owners that cannot be given are kept beside the objects.
-pub(crate) fn own_upper(tree: DirTree) -> anyhow::Result<Layer<DirTree>> {
-    keeping_upper(tree, marks::own_dialect(), "the upper")
+pub(crate) fn own_upper(tree: DirTree, pair: &Pair) -> anyhow::Result<Layer<DirTree>> {
+    if tree.is_writable() {
+        return marks::upper(tree, &pair.upper, None);
+    }
+    let recorded = recorded_dialect_of(&pair.work).map_err(|errno| failed(&pair.work, errno))?;
+    keeping_upper(tree, recorded.unwrap_or_else(marks::own_dialect), "the upper")
 }
 
 /// An upper in this dialect, with owners where they are kept.
@@ -145,10 +149,10 @@ pub(crate) fn own_keeping() -> Keeping {
 }
 
 /// A stack on lowers that are open.
-pub(crate) fn stack(upper: DirTree, lowers: &[OwnedFd]) -> anyhow::Result<LayerStack<DirTree>> {
+pub(crate) fn stack(upper: DirTree, pair: &Pair, lowers: &[OwnedFd]) -> anyhow::Result<LayerStack<DirTree>> {
     let dialect = marks::own_dialect();
     let lowers = lowers.iter().map(|fd| lower(fd.as_fd()).map(|tree| Layer::new(tree, dialect))).collect::<anyhow::Result<_>>()?;
-    Ok(LayerStack { upper: Some(own_upper(upper)?), lowers })
+    Ok(LayerStack { upper: Some(own_upper(upper, pair)?), lowers })
 }
 
 #[cfg(test)]

@@ -4,8 +4,9 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use plyfs_format::Dialect;
+use plyfs_overlay::backend::Tree as _;
 use plyfs_overlay::params::{Params, Whiteouts};
-use plyfs_overlay::{DirTree, Layer, LayerOpenError, Union};
+use plyfs_overlay::{DirTree, Layer, LayerOpenError, Probe, Union};
 use plyfs_sys::at::{self, At};
 use plyfs_sys::{Errno, mount, process, root};
 
@@ -31,17 +32,21 @@ pub(crate) fn own_dialect() -> Dialect {
     if sees_trusted().unwrap_or(true) { Dialect::Trusted } else { Dialect::User }
 }
 
-/// Decides what the options leave open: where this process is not shown the marks of the privileged, those of users count.
-pub(crate) fn settle(params: &mut Params) -> anyhow::Result<()> {
-    if params.user_xattr || own_dialect() == Dialect::Trusted {
-        return Ok(());
+/// Decides what the options leave open: where this process is not shown the marks of the privileged, those of users count. Returns the dialect that the options ask for.
+pub(crate) fn settle(params: &mut Params) -> anyhow::Result<Option<Dialect>> {
+    if params.user_xattr {
+        return Ok(Some(Dialect::User));
+    }
+    let asked = (params.whiteouts == Whiteouts::Aufs).then_some(Dialect::Aufs);
+    if own_dialect() == Dialect::Trusted {
+        return Ok(asked);
     }
     if params.metacopy {
         let why = "in a user namespace marks are in attributes of users, where everybody could set that of a metacopy";
         return Err(failure("metacopy=on", why, "leave it out, or mount as root outside of the namespace"));
     }
     params.user_xattr = true;
-    Ok(())
+    Ok(asked)
 }
 
 /// Sees that this process is shown the attributes in which layers keep their marks: the kernel hides them from others as if they were not there.
@@ -57,8 +62,8 @@ pub(crate) fn can_be_read(at: &str) -> anyhow::Result<()> {
     }
 }
 
-/// The dialect that is written: that of the upper, whose lowers may be of another one.
-fn written(params: &Params) -> Dialect {
+/// The dialect of layers that the options do not speak of.
+fn usual(params: &Params) -> Dialect {
     if params.user_xattr { Dialect::User } else { Dialect::Trusted }
 }
 
@@ -98,7 +103,7 @@ fn open_lower(lower: &Lower, params: &Params) -> Result<Layer<DirTree>, LayerOpe
     let mapped = !params.owners.is_identity() && is_idmapped(path);
     let tree = DirTree::lower(path)?;
     let tree = if mapped { tree.behind_idmap(params.owners.clone()) } else { tree };
-    let dialect = if lower.aufs { Dialect::Aufs } else { written(params) };
+    let dialect = if lower.aufs { Dialect::Aufs } else { usual(params) };
     Ok(Layer::new(tree, dialect).named(format!("lowerdir {}", path.display())).with_overrides(params.override_stat))
 }
 
@@ -108,10 +113,82 @@ pub(crate) fn open(merged: &[Lower], data: &[PathBuf], params: &Params) -> Resul
     merged.chain(data.iter().map(|path| DirTree::lower(path).map(Layer::data_only))).collect()
 }
 
-/// The upper of a mount with these options.
-pub(crate) fn upper(tree: DirTree, path: &Path, params: &Params) -> anyhow::Result<Layer<DirTree>> {
+/// The upper of a mount with these options, to be read only. `known`: its dialect, where it was recorded.
+pub(crate) fn upper_to_read(tree: DirTree, path: &Path, params: &Params, known: Option<Dialect>) -> anyhow::Result<Layer<DirTree>> {
     let at = format!("upperdir {}", path.display());
-    Ok(layers::keeping_upper(tree, written(params), &at)?.named(at))
+    let asked = if params.whiteouts == Whiteouts::Aufs && !params.user_xattr { Dialect::Aufs } else { usual(params) };
+    Ok(layers::keeping_upper(tree, known.unwrap_or(asked), &at)?.named(at))
+}
+
+/// The upper of a mount, in the dialect that was chosen at its first mount: the one that is asked for, or the first that the place takes. A place that once took
+/// no attributes may take some now, and a process may see less than the one before: what is there would not be read then.
+pub(crate) fn upper(tree: DirTree, path: &Path, asked: Option<Dialect>) -> anyhow::Result<Layer<DirTree>> {
+    let at = format!("upperdir {}", path.display());
+    let unusable = |errno| {
+        failure(&at, format_args!("cannot see or say in its workdir how marks are written: {errno}"), "see that you can write there")
+    };
+    let recorded = match tree.recorded_dialect() {
+        Err(Errno::INVAL) => {
+            let why = "its workdir says 'dialect' in a form that this version of plyfs does not know";
+            return Err(failure(&at, why, "mount it with the version that made it"));
+        }
+        other => other.map_err(unusable)?,
+    };
+    let own = own_dialect();
+    let dialect = match (recorded, asked) {
+        (Some(recorded), Some(asked)) if recorded != asked => {
+            let why =
+                format!("its marks are written as '{}', as its workdir says, and the options ask for '{}'", recorded.name(), asked.name());
+            return Err(failure(&at, why, remedy_for(recorded)));
+        }
+        (Some(Dialect::Trusted), _) if own != Dialect::Trusted => {
+            let why = "its marks are in attributes that the kernel shows only to root outside of user namespaces";
+            return Err(failure(&at, why, "mount it as root outside of the namespace, or give another upperdir"));
+        }
+        (Some(Dialect::User), None) if own == Dialect::Trusted => {
+            let why = "its marks are in attributes of users, as its workdir says";
+            return Err(failure(&at, why, remedy_for(Dialect::User)));
+        }
+        (Some(recorded), _) => recorded,
+        (None, Some(asked)) => asked,
+        (None, None) => choose(&tree, own, &at)?,
+    };
+    tracing::info!(?dialect, ?recorded, "how marks are written");
+    if recorded.is_none() {
+        match tree.record_dialect(dialect) {
+            // Without a record it is root's, as kernel overlayfs leaves it.
+            Err(errno) if dialect == Dialect::Trusted => tracing::warn!(%errno, "the workdir does not say how marks are written"),
+            result => result.map_err(unusable)?,
+        }
+    }
+    Ok(layers::keeping_upper(tree, dialect, &at)?.named(at))
+}
+
+fn remedy_for(dialect: Dialect) -> &'static str {
+    match dialect {
+        Dialect::Trusted => "mount it without userxattr and whiteout=aufs",
+        Dialect::User => "mount it with -o userxattr",
+        Dialect::Aufs => "mount it with -o whiteout=aufs",
+    }
+}
+
+/// The first dialect that the place takes. What an upper holds already is never guessed at: it is of the usual dialect.
+fn choose(tree: &DirTree, own: Dialect, at: &str) -> anyhow::Result<Dialect> {
+    let unusable = |error: &dyn std::fmt::Display| failure(at, error, "see that you can write there");
+    if !tree.read_dir(&tree.root()).map_err(|errno| unusable(&errno))?.is_empty() {
+        return Ok(own);
+    }
+    let probe = Probe::of(tree).map_err(|error| unusable(&error))?;
+    tracing::info!(?probe, "what the place of the upper takes");
+    for dialect in [own, Dialect::User] {
+        match probe.allows(dialect) {
+            Ok(()) => return Ok(dialect),
+            Err((_, Errno::OPNOTSUPP | Errno::PERM)) => {}
+            // It may be otherwise in a moment: nothing is chosen by that.
+            Err((what, errno)) => return Err(failure(at, format_args!("cannot try out {what}: {errno}"), "see that you can write there")),
+        }
+    }
+    Ok(Dialect::Aufs)
 }
 
 /// Sees that marks can be written where the upper is, and that those of the layers can be honoured; of a lenient mount they are told instead.
@@ -119,15 +196,14 @@ pub(crate) fn check(union: &Union<DirTree>, params: &Params) -> anyhow::Result<(
     let place = params.writable.as_ref().map(|writable| writable.upper.display().to_string()).unwrap_or_default();
     let at = format!("upperdir {place}");
     let unusable = |error| failure(&at, error, "see that you can write there");
-    if let Some(probe) = union.probe().map_err(unusable)? {
-        let dialect = written(params);
-        tracing::info!(?dialect, ?probe, "how marks are written");
+    if let Some((tree, dialect)) = union.upper_tree() {
+        let probe = Probe::of(tree).map_err(unusable)?;
         if let Err((what, errno)) = probe.allows(dialect) {
             let elsewhere = "put it on ext4, xfs, btrfs or tmpfs";
             let remedy = if probe.allows(Dialect::User).is_ok() {
                 format!("{elsewhere}, or keep marks in attributes of users with -o userxattr")
             } else {
-                elsewhere.to_owned()
+                format!("{elsewhere}, or keep marks in names of files with -o whiteout=aufs")
             };
             return Err(failure(at, format_args!("its filesystem takes no {what}: {errno}"), remedy));
         }

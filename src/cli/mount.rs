@@ -25,8 +25,9 @@ Options, separated by commas or given by several -o:
   metacopy=on       changed owners, modes, times and attributes copy no data to U
   lower=live        others change the lower directories while they are mounted
   userxattr         marks are in user.* attributes, as of kernel overlayfs and fuse-overlayfs
-  whiteout=aufs     whiteouts of the lower directories are files, by the names of AUFS; without it
-                    those of layers in the store of podman are, overlay: of none
+  whiteout=aufs     whiteouts of the lower directories, and of a new upper without userxattr, are
+                    files, by the names of AUFS; without it those of layers in the store of
+                    podman are, overlay: of none
   uidmapping=D:S:N  N owners from D on show as those from S on, gidmapping=D:S:N groups
   squash_to_uid=N   all owners show as N, squash_to_gid=N groups, squash_to_root both as 0
   xattr_permissions=2  owners and modes of lower files are those of user.containers.override_stat;
@@ -157,13 +158,13 @@ fn check(mut params: Params, place: &Path) -> anyhow::Result<Plan> {
         *path = std::path::absolute(&*path)
             .map_err(|error| failure(format_args!("{what} {}", path.display()), error, "give an absolute path"))?;
     }
-    marks::settle(&mut params)?;
+    let dialect = marks::settle(&mut params)?;
     let mountpoint = check_mountpoint(place)?;
     let layers: Vec<(&'static str, &Path)> = params.paths().map(|(what, path)| (what, path.as_path())).collect();
     check_overlap(&layers)?;
     check_outside(&layers, &mountpoint)?;
     check_fuse(&format!("mount {}", mountpoint.display()))?;
-    Ok(Plan { params, mountpoint })
+    Ok(Plan { params, mountpoint, dialect })
 }
 
 fn check_mountpoint(place: &Path) -> anyhow::Result<PathBuf> {

@@ -79,6 +79,9 @@ pub(crate) struct Record {
     /// The server's descriptor of the index of hard links in the workdir.
     #[serde(default)]
     pub(crate) index: Option<i32>,
+    /// How the upper's marks are written.
+    #[serde(default)]
+    pub(crate) dialect: Option<String>,
 }
 
 /// Removes the record when dropped.
@@ -131,7 +134,20 @@ impl Record {
         let started = started(pid).ok_or_else(|| io::Error::from(ErrorKind::NotFound))?;
         let mountpoint = Text::from(mountpoint);
         let (lowers, data) = (Vec::new(), Vec::new());
-        Ok(Self { version: VERSION, dev, pid, started, mountpoint, options, lowers, data, upper: None, work: None, index: None })
+        Ok(Self {
+            version: VERSION,
+            dev,
+            pid,
+            started,
+            mountpoint,
+            options,
+            lowers,
+            data,
+            upper: None,
+            work: None,
+            index: None,
+            dialect: None,
+        })
     }
 
     /// Writes it, at once or not at all.

@@ -87,7 +87,7 @@ pub(crate) fn main(args: Args, root: Option<PathBuf>) -> anyhow::Result<ExitCode
     // A layer that is thrown away is not worth a wait for the disk.
     let behaviour = daemon::behaviour(place.scratch.is_some(), false);
     let upper = DirTree::upper(&place.pair.upper, &place.pair.work).inspect_err(|_| place.unmake())?;
-    let union = daemon::make_union(stack(&lowers, upper)?, behaviour)?;
+    let union = daemon::make_union(stack(&lowers, upper, &place.pair)?, behaviour)?;
     let writable = Some(Writable { upper: place.pair.upper.clone(), work: place.pair.work.clone() });
     let user_xattr = marks::own_dialect() == Dialect::User;
     marks::check(&union, &Params { writable, user_xattr, ..Params::over(Vec::new()) }).inspect_err(|_| place.unmake())?;
@@ -120,12 +120,12 @@ pub(crate) fn main(args: Args, root: Option<PathBuf>) -> anyhow::Result<ExitCode
 
 fn changes(lowers: &Lowers, pair: &Pair) -> anyhow::Result<Vec<Change>> {
     let upper = DirTree::upper_readonly(&pair.upper, pair.index().as_deref())?;
-    diff::compare("run --diff", stack(lowers, upper)?, &ChangeOptions::default())
+    diff::compare("run --diff", stack(lowers, upper, pair)?, &ChangeOptions::default())
 }
 
-fn stack(lowers: &Lowers, upper: DirTree) -> anyhow::Result<LayerStack<DirTree>> {
+fn stack(lowers: &Lowers, upper: DirTree, pair: &Pair) -> anyhow::Result<LayerStack<DirTree>> {
     let lowers = layers::open(&lowers.merged, &lowers.data)?;
-    Ok(LayerStack { upper: Some(layers::own_upper(upper)?.named("the upper")), lowers })
+    Ok(LayerStack { upper: Some(layers::own_upper(upper, pair)?.named("the upper")), lowers })
 }
 
 fn absolute(what: &str, paths: Vec<PathBuf>) -> anyhow::Result<Vec<PathBuf>> {

@@ -190,7 +190,7 @@ impl Part {
         let lower = [self.lower.try_clone()?];
         // What is kept is not worth a wait for the disk at each copy-up.
         let behaviour = daemon::behaviour(true, true);
-        let union = daemon::make_union(layers::stack(upper, &lower)?, behaviour)?;
+        let union = daemon::make_union(layers::stack(upper, &pair, &lower)?, behaviour)?;
         // A device node in a union is the host's device: none of them works in the view.
         let options = FuseOptions { dev: false, suid: self.suid, exec: self.exec, ..daemon::shared_fuse_options() };
         // There may be many beside the root, and each has threads of its own.
@@ -239,7 +239,7 @@ impl Ended {
 fn part_changes(held: &Held, filesystem: &Filesystem, lower: OwnedFd, options: &ChangeOptions) -> anyhow::Result<Vec<Change>> {
     let pair = Pair::within(&held.layer(filesystem.number));
     let upper = DirTree::upper_readonly(&pair.upper, pair.index().as_deref())?;
-    diff::compare(&format!("try {}", held.name), layers::stack(upper, &[lower])?, options)
+    diff::compare(&format!("try {}", held.name), layers::stack(upper, &pair, &[lower])?, options)
 }
 
 /// The changes of a try that is kept, against the host as it is now.

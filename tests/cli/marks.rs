@@ -172,12 +172,70 @@ fn an_upper_whose_filesystem_takes_no_marks_is_refused() {
     for dir in ["ram/u", "ram/w"] {
         fs::create_dir(lab.path(dir)).unwrap();
     }
-    for (first, what) in [("", "trusted.* attributes"), ("userxattr,", "user.* attributes")] {
-        let options = format!("{first}lowerdir=a,upperdir=ram/u,workdir=ram/w");
-        let begin = format!("upperdir {}: its filesystem takes no {what}: ", lab.text("ram/u"));
-        lab.plyfs(&["mount", "-o", &options, "m"]).refused(1, &begin, &["; put it on ext4, xfs, btrfs or tmpfs"]);
-    }
+    let begin = format!("upperdir {}: its filesystem takes no user.* attributes: ", lab.text("ram/u"));
+    lab.plyfs(&["mount", "-o", "userxattr,lowerdir=a,upperdir=ram/u,workdir=ram/w", "m"]).refused(
+        1,
+        &begin,
+        &["; put it on ext4, xfs, btrfs or tmpfs", "whiteout=aufs"],
+    );
     assert_eq!(fs::read_dir(lab.path("ram/w/work")).unwrap().count(), 0);
+    // An upper that holds something was made in the usual dialect, whatever the place takes now.
+    fs::remove_file(lab.path("ram/w/dialect")).unwrap();
+    fs::write(lab.path("ram/u/held"), "x").unwrap();
+    let begin = format!("upperdir {}: its filesystem takes no trusted.* attributes: ", lab.text("ram/u"));
+    lab.plyfs(&["mount", "-o", "lowerdir=a,upperdir=ram/u,workdir=ram/w", "m"]).refused(1, &begin, &["; put it on ext4"]);
+}
+
+#[test]
+fn an_upper_where_there_are_no_attributes_keeps_its_marks_in_names_and_says_so() {
+    need_mounts!();
+    let lab = Lab::layers();
+    let place = lab.path("ram");
+    fs::create_dir(&place).unwrap();
+    assert!(Command::new("mount").args(["-t", "ramfs", "ramfs"]).arg(&place).status().unwrap().success());
+    let _ram = Mounted(place);
+    for dir in ["ram/u", "ram/w", "b/gone"] {
+        fs::create_dir(lab.path(dir)).unwrap();
+    }
+    let options = "lowerdir=a:b,upperdir=ram/u,workdir=ram/w";
+    let names = |dir: &str| {
+        let mut names: Vec<_> =
+            fs::read_dir(lab.path(dir)).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    let mounted = lab.mount(options);
+    fs::remove_file(lab.path("m/low")).unwrap();
+    fs::remove_dir(lab.path("m/gone")).unwrap();
+    fs::remove_dir_all(lab.path("m/d")).unwrap();
+    fs::create_dir(lab.path("m/d")).unwrap();
+    fs::rename(lab.path("m/top"), lab.path("m/moved")).unwrap();
+    let refused = |result: std::io::Result<()>| result.unwrap_err().raw_os_error();
+    assert_eq!(refused(fs::write(lab.path("m/.wh.moved"), "")), Some(22), "a mark cannot be forged");
+    assert_eq!(refused(fs::rename(lab.path("m/moved"), lab.path("m/.wh.d"))), Some(22));
+    let shown = ["d", "moved"];
+    assert_eq!(names("m"), shown);
+    let diff = "D /gone\nD /low\nA /moved\nD /top\n";
+    let told = lab.plyfs(&["diff", "m"]).ok().text();
+    assert!(told.ends_with(diff), "{told}");
+    lab.plyfs(&["umount", "m"]).ok();
+    assert_eq!(names("ram/u"), [".wh.gone", ".wh.low", ".wh.top", "d", "moved"]);
+    assert_eq!(names("ram/u/d"), [".wh..wh..opq"]);
+    assert_eq!(fs::read_to_string(lab.path("ram/w/dialect")).unwrap(), "aufs\n");
+    drop(mounted);
+
+    // Another process that could write otherwise goes on as it was begun.
+    let again = lab.mount(options);
+    assert_eq!((names("m"), names("m/d").len()), (shown.map(str::to_owned).to_vec(), 0));
+    drop(again);
+    lab.plyfs(&["mount", "-o", &format!("userxattr,{options}"), "m"]).refused(
+        1,
+        &format!("upperdir {}: its marks are written as 'aufs'", lab.text("ram/u")),
+        &["ask for 'user'", "; mount it with -o whiteout=aufs"],
+    );
+    // As a lower it shows the same.
+    let _below = lab.mount("whiteout=aufs,lowerdir=ram/u:a:b");
+    assert_eq!((names("m"), names("m/d").len()), (shown.map(str::to_owned).to_vec(), 0));
 }
 
 #[test]

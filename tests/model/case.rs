@@ -193,6 +193,36 @@ pub(crate) enum Op {
     Restack,
 }
 
+impl Op {
+    /// The paths that it names.
+    pub(crate) fn paths(&self) -> Vec<&Path> {
+        match self {
+            Self::Create { at, .. }
+            | Self::Open { at, .. }
+            | Self::Hold { at, .. }
+            | Self::WriteAt { at, .. }
+            | Self::Append { at, .. }
+            | Self::Truncate { at, .. }
+            | Self::Mkdir { at, .. }
+            | Self::Mkfifo { at, .. }
+            | Self::Mkchar { at, .. }
+            | Self::Symlink { at, .. }
+            | Self::Unlink { at }
+            | Self::Rmdir { at }
+            | Self::Chmod { at, .. }
+            | Self::Chown { at, .. }
+            | Self::Utimes { at, .. }
+            | Self::SetXattr { at, .. }
+            | Self::RemoveXattr { at, .. }
+            | Self::Readlink { at }
+            | Self::List { at }
+            | Self::Stat { at } => vec![at],
+            Self::Link { from, to } | Self::Rename { from, to, .. } => vec![from, to],
+            _ => Vec::new(),
+        }
+    }
+}
+
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct Case {
     /// Topmost first.

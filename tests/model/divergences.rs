@@ -1,8 +1,9 @@
 //! Where filesystems are allowed to differ, each by name and with its reason. Every other difference is a bug.
 
+use plyfs_format::Dialect;
 use plyfs_sys::Errno;
 
-use crate::case::{Case, LayerSpec, Move, Op, What};
+use crate::case::{Case, LayerSpec, Move, Op, Path, What};
 use crate::reference::{Outcome, Reference};
 use crate::view::{Object, View};
 
@@ -119,4 +120,34 @@ fn no_zero_links(want: &mut View) {
 /// A rename that leaves a device takes two steps: cut off in between, the object is at its new name and the old one shows nothing, or what was replaced.
 pub(crate) fn moves_in_two_steps(op: Option<&Op>) -> bool {
     matches!(op, Some(Op::Rename { how: Move::Whiteout, .. }))
+}
+
+/// The operations that a dialect cannot hold: in `User` and `Aufs` a directory with lower parts is not renamed and no device 0:0 is made; in `Aufs` a name that begins as a whiteout is no name, and one that is
+/// too long for a whiteout is not removed or moved where a lower holds it.
+pub(crate) fn dialect_refuses(dialect: Dialect, op: &Op, got: &Outcome) -> bool {
+    let aufs = dialect == Dialect::Aufs;
+    let named = |path: &Path| path.base.is_some() || path.names.iter().any(|name| name.starts_with(b".wh."));
+    match (op, got) {
+        (Op::Rename { .. }, Err(Errno::XDEV)) => true,
+        (Op::Mkchar { rdev: 0, .. } | Op::Rename { how: Move::Whiteout, .. }, Err(Errno::PERM)) => true,
+        (Op::Unlink { at } | Op::Rmdir { at } | Op::Rename { from: at, .. }, Err(Errno::NAMETOOLONG)) => {
+            aufs && at.names.last().is_some_and(|name| name.len() > 251)
+        }
+        (op, Err(Errno::INVAL | Errno::PERM)) => aufs && op.paths().into_iter().any(named),
+        _ => false,
+    }
+}
+
+/// In `Aufs` nothing tells what a copy was copied from once it is mounted again: names of a lower file do not stay one file. `None`: nothing is left of the case.
+pub(crate) fn without_what_a_dialect_loses(case: &Case, dialect: Dialect) -> Option<Case> {
+    let mut case = Case { metacopy: false, ..case.clone() };
+    if dialect == Dialect::Aufs {
+        if case.lowers.iter().any(|layer| layer.entries.values().any(|entry| matches!(entry.what, What::Hard(_)))) {
+            return None;
+        }
+        if case.ops.iter().any(|op| matches!(op, Op::Link { .. })) {
+            case.ops.retain(|op| *op != Op::Restack);
+        }
+    }
+    Some(case)
 }

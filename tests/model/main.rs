@@ -47,6 +47,8 @@ mod skip;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use plyfs_format::Dialect;
+
 use crate::case::Case;
 use crate::generate::{Options, case};
 use crate::run::caught;
@@ -93,6 +95,13 @@ fn layers_of_every_dialect_agree_with_the_reference() {
 }
 
 #[test]
+fn uppers_of_every_dialect_agree_with_the_reference() {
+    for (name, dialect) in [("upper of the dialect User", Dialect::User), ("upper of the dialect Aufs", Dialect::Aufs)] {
+        cases(name, 2_500, Options { ops: 20, remounts: true }, &|case| memory::run_upper(case, dialect));
+    }
+}
+
+#[test]
 fn two_thousand_layers_agree_with_the_reference() {
     let extra = memory::Extra { padding: 2000, ..Default::default() };
     cases("two thousand", 15, Options { ops: 12, remounts: true }, &|case| memory::run_with(case, extra));
@@ -131,7 +140,7 @@ fn two_thousand_directories_agree_with_a_plain_directory() {
         skip::skip!("needs root");
     }
     directories::with_own_mounts(move || {
-        let extra = memory::Extra { padding: 2000, dialects: true };
+        let extra = memory::Extra { padding: 2000, dialects: true, ..Default::default() };
         let with = directories::With { plain: true, kernel: false, handover: false, extra };
         cases("two thousand directories", 3, Options { ops: 8, remounts: true }, &|case| directories::run(case, with));
     });

@@ -9,8 +9,9 @@ use plyfs_sys::at::{SetTime, XattrMode};
 
 use crate::build::{dialect_of, digest_mem, in_memory, in_memory_as};
 use crate::case::{Case, Entry, LayerSpec, Op, What};
+use crate::divergences;
 use crate::reference::Reference;
-use crate::run::{Watched, at_step, check_changes};
+use crate::run::{Watched, at_step, check_changes, run_refusing};
 use crate::union::{Again, UnionSystem};
 
 /// The layers of a memory union; a restack puts a new upper on top.
@@ -23,6 +24,8 @@ pub(crate) struct Layers {
     /// The union makes objects where they belong, if it can.
     in_place: bool,
     metacopy: bool,
+    /// How the uppers' marks are spelled.
+    written: Dialect,
 }
 
 impl Layers {
@@ -42,7 +45,7 @@ impl Layers {
         let sparse = sparse(specs);
         lowers.extend((0..extra.padding).map(|index| in_memory(fs(index), if index % 7 == 0 { &sparse } else { &EMPTY })));
         let upper = in_memory(fs(0), &LayerSpec::default());
-        Self { upper, lowers, digests, dialects, filesystems, in_place: case.keep, metacopy: case.metacopy }
+        Self { upper, lowers, digests, dialects, filesystems, in_place: case.keep, metacopy: case.metacopy, written: extra.written() }
     }
 
     fn restack(&mut self) {
@@ -50,12 +53,12 @@ impl Layers {
         copy_root(&self.upper, &upper);
         let below = std::mem::replace(&mut self.upper, upper);
         self.digests.insert(0, digest_mem(&below));
-        self.dialects.insert(0, Dialect::Trusted);
+        self.dialects.insert(0, self.written);
         self.lowers.insert(0, below);
     }
 
     pub(crate) fn union(&self, writable: bool) -> Union<MemTree> {
-        let upper = writable.then(|| Layer::trusted(self.upper.clone()));
+        let upper = writable.then(|| Layer::new(self.upper.clone(), self.written));
         let dialects = self.dialects.iter().copied().chain(std::iter::repeat(Dialect::Trusted));
         let lowers = self.lowers.iter().zip(dialects).map(|(tree, dialect)| Layer::new(tree.clone(), dialect)).collect();
         let behaviour = Behaviour { own_ids: self.in_place.then_some((0, 0)), metacopy: self.metacopy, ..Behaviour::default() };
@@ -134,6 +137,14 @@ pub(crate) struct Extra {
     pub(crate) padding: usize,
     /// Each layer is spelled in one of the dialects.
     pub(crate) dialects: bool,
+    /// The dialect of the uppers, if it is another one than that of root.
+    pub(crate) upper: Option<Dialect>,
+}
+
+impl Extra {
+    pub(crate) fn written(self) -> Dialect {
+        self.upper.unwrap_or(Dialect::Trusted)
+    }
 }
 
 static EMPTY: LayerSpec = LayerSpec { entries: std::collections::BTreeMap::new() };
@@ -200,6 +211,7 @@ pub(crate) fn run_with(case: &Case, extra: Extra) -> Result<(), String> {
         dialects: finished.dialects.clone(),
         in_place: false,
         metacopy: case.metacopy,
+        written: Dialect::Trusted,
     };
     let mut read_only = UnionSystem::new("read-only memory", case.keep, Box::new(move |_| below.union(false)));
     let mut watched = Watched::new(&mut read_only, &case.lowers);
@@ -212,4 +224,16 @@ pub(crate) fn run_with(case: &Case, extra: Extra) -> Result<(), String> {
     watched.check(&before).map_err(|e| format!("after operations: {e}"))?;
     drop(watched);
     read_only.unmount()
+}
+
+/// Runs a case on uppers of a dialect that cannot hold all: what it refuses changes nothing, for the reference neither.
+pub(crate) fn run_upper(case: &Case, dialect: Dialect) -> Result<(), String> {
+    let Some(case) = &divergences::without_what_a_dialect_loses(case, dialect) else { return Ok(()) };
+    let extra = Extra { upper: Some(dialect), ..Extra::default() };
+    let layers = Arc::new(Mutex::new(Layers::with(&case.lowers, case, extra)));
+    let mut union = system(&layers, case.keep);
+    run_refusing(case, dialect, &mut union, &|| layers.lock().unwrap().check())?;
+    union.settle()?;
+    drop(union);
+    layers.lock().unwrap().check()
 }

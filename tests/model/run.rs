@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use plyfs_format::ChangeKind;
+use plyfs_format::{ChangeKind, Dialect};
 use plyfs_overlay::ChangeOptions;
 use plyfs_overlay::backend::UpperTree;
 
@@ -73,6 +73,40 @@ impl<'a> Watched<'a> {
         }
         self.check(reference).map(|()| true)
     }
+}
+
+/// Runs a case on a union whose upper's dialect refuses some operations. `check`: what must hold of the layers after each step.
+pub(crate) fn run_refusing<T: UpperTree>(
+    case: &Case,
+    dialect: Dialect,
+    union: &mut UnionSystem<T>,
+    check: &dyn Fn() -> Result<(), String>,
+) -> Result<(), String> {
+    let mut reference = Reference::of(&case.lowers);
+    let mut before = reference.clone();
+    let mut watched = Watched::new(union, &case.lowers);
+    watched.check(&reference).map_err(|e| format!("at first: {e}"))?;
+    for (step, op) in case.ops.iter().chain([&Op::Remount]).enumerate() {
+        let mut after = reference.clone();
+        let want = after.apply(op);
+        let got = watched.system.apply(op);
+        if same_outcome(&want, &got) {
+            reference = after;
+        } else if !divergences::dialect_refuses(dialect, op, &got) {
+            return Err(at_step(step, op, &format!("the answer should be {want:?}\n  but is {got:?}")));
+        }
+        if *op == Op::Restack {
+            before = reference.clone();
+        }
+        if dialect == Dialect::Aufs && matches!(op, Op::Remount | Op::Restack) {
+            // Nothing says of a copy what it was copied from.
+            watched.forget_numbers();
+        }
+        watched.check(&reference).map_err(|e| at_step(step, op, &e))?;
+        check().map_err(|e| at_step(step, op, &e))?;
+    }
+    drop(watched);
+    check_changes(union, &before, &reference)
 }
 
 pub(crate) fn same_outcome(want: &Outcome, got: &Outcome) -> bool {

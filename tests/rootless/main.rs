@@ -6,6 +6,7 @@ mod attempt;
 #[path = "../cli/lab.rs"]
 #[allow(dead_code)]
 mod lab;
+mod mount;
 #[path = "../common/skip.rs"]
 mod skip;
 mod user;

@@ -18,6 +18,22 @@ impl Dialect {
     /// All dialects.
     pub const ALL: [Self; 3] = [Self::Trusted, Self::User, Self::Aufs];
 
+    /// What the workdir of an upper calls it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Trusted => "trusted",
+            Self::User => "user",
+            Self::Aufs => "aufs",
+        }
+    }
+
+    /// The dialect of that name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|dialect| dialect.name() == name)
+    }
+
     /// The prefix of the extended attributes in which this dialect writes its marks; `None` when it writes none.
     #[must_use]
     pub fn xattr_prefix(self) -> Option<&'static [u8]> {

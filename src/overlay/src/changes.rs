@@ -9,7 +9,7 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use plyfs_format::{Change, ChangeKind};
+use plyfs_format::{AufsName, Change, ChangeKind, Dialect, classify_aufs_name};
 use plyfs_sys::Errno;
 use plyfs_sys::stat::{Kind, Stat, Time};
 
@@ -187,7 +187,17 @@ impl<T: UpperTree> Union<T> {
         if pair.plain {
             if let (Some(layer), Some(node)) = (&self.stack.upper, &pair.upper) {
                 let entries = layer.tree.read_dir(node).attempt("read the upper directory")?;
-                names.extend(entries.iter().filter_map(|entry| Name::new(&entry.name).ok()));
+                let of_entry = |name: &[u8]| match classify_aufs_name(name) {
+                    AufsName::Whiteout(target) if layer.dialect == Dialect::Aufs => Name::new(target).ok(),
+                    AufsName::Plain => Name::new(name).ok(),
+                    _ => Name::new(name).ok().filter(|_| layer.dialect != Dialect::Aufs),
+                };
+                names.extend(entries.iter().filter_map(|entry| of_entry(&entry.name)));
+                if layer.dialect == Dialect::Aufs {
+                    // A name and its whiteout.
+                    names.sort_unstable();
+                    names.dedup();
+                }
             }
             let mut others: Vec<Name> = Vec::new();
             if aliases.left > 0 {

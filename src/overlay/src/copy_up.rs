@@ -70,7 +70,8 @@ impl<T: UpperTree> Union<T> {
                 return Ok(None);
             }
             let place = inode.a_name();
-            if let Some((parent, _)) = &place {
+            if let Some((parent, name)) = &place {
+                self.may_be_named(name)?;
                 self.copy_up_ancestors(parent)?;
             }
             let copying = inode.copy.lock();

@@ -130,6 +130,7 @@ impl<T: UpperTree> Union<T> {
     }
 
     fn make_in(&self, caller: &Caller, parent: &Arc<Inode<T>>, name: &Name, node: NewNode, mode: u32, umask: u32) -> Result<Made<T>> {
+        self.may_be_named(name)?;
         self.may_enter_as(parent, name)?;
         self.copy_up(parent, Content::Whole)?;
         let part = parent.as_dir()?;
@@ -214,24 +215,11 @@ impl<T: UpperTree> Union<T> {
         let (node, file) = self.make_bare(staging, plan, 0o600, 0o700)?;
         let made = self.dress(&node, plan).and_then(|()| {
             let to = Place { dir: self.upper_node(parent)?, name };
-            let how = match (plan.over_whiteout, &plan.node) {
-                (false, _) => Rename::NoReplace,
-                // A directory cannot replace a whiteout, which is no directory: they change places.
-                (true, NewNode::Dir) => Rename::Exchange,
-                (true, _) => Rename::Replace,
-            };
-            tree.rename(staging, Some(&node), to, None, how).attempt("commit a new object")
+            self.move_in(staging, &node, to, plan.node.kind() == Kind::Dir, plan.over_whiteout)
         });
         if let Err(error) = made {
-            let removed = if matches!(plan.node, NewNode::Dir) { tree.rmdir(staging) } else { tree.unlink(staging) };
-            removed.attempt("remove a staged object")?;
+            self.remove_aside(staging, plan.node.kind())?;
             return Err(error);
-        }
-        if plan.over_whiteout && matches!(plan.node, NewNode::Dir) {
-            // Litter, not harm, should it fail: the object is in place, and `work` is emptied at the next mount.
-            if let Err(errno) = tree.unlink(staging) {
-                tracing::warn!(%errno, "a whiteout stays in workdir");
-            }
         }
         Ok((node, file))
     }
@@ -277,6 +265,10 @@ impl<T: UpperTree> Union<T> {
 
     pub(crate) fn mark_opaque(&self, node: &T::Node) -> Result<()> {
         let layer = self.upper()?;
+        if self.hides_by_names() {
+            // A directory that moves keeps its time.
+            return self.keeping_mtime(node, || self.mark_opaque_by_name(node));
+        }
         let name =
             plyfs_format::xattr_name(layer.dialect, MarkKind::Opaque).ok_or(Error::CrossDevice("this dialect has no opaque mark"))?;
         layer.tree.set_xattr(node, name, b"y", XattrMode::Any).attempt("write the opaque mark")
@@ -295,6 +287,7 @@ impl<T: UpperTree> Union<T> {
         if !inode.may_be_linked() {
             return Err(Error::NotFound);
         }
+        self.may_be_named(name)?;
         self.may_enter_as(&parent, name)?;
         self.may_change(&inode)?;
         self.copy_up(&inode, Content::Whole)?;
@@ -309,7 +302,15 @@ impl<T: UpperTree> Union<T> {
         let to = Place { dir: self.upper_node(&parent)?, name };
         let node = self.upper_node(&inode)?;
         self.mark_impure(to.dir, inode.origin != tree.id(node))?;
-        if whiteout {
+        if self.hides_by_names() {
+            if whiteout {
+                self.free_name(to)?;
+            }
+            self.changing_links(&inode, || tree.link(node, to).attempt("link"))?;
+            if whiteout {
+                self.whiteout_is_done(to);
+            }
+        } else if whiteout {
             let work = tree.work();
             let temp = self.temp_name()?;
             let staging = Place { dir: &work, name: &temp };

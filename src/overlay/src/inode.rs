@@ -84,6 +84,8 @@ pub(crate) struct Inode<T: Tree> {
     frozen: AtomicBool,
     /// A name was removed and none is left: the link count is 0.
     pub(crate) nameless: AtomicBool,
+    /// Its upper object has names that this inode does not know.
+    pub(crate) has_other_names: AtomicBool,
     /// It was made without a name, and may get one.
     pub(crate) linkable: AtomicBool,
     /// Immutable, append-only.
@@ -188,6 +190,7 @@ impl<T: Tree> Drop for Inode<T> {
             table.remove_dead(self.ino);
             // The host may give the identity of a removed object to another one.
             if *self.nameless.get_mut()
+                && !*self.has_other_names.get_mut()
                 && let Some(upper) = self.upper_id.get()
             {
                 table.unmarked.remove(upper);
@@ -385,6 +388,7 @@ impl<T: Tree> Table<T> {
             indexed: AtomicBool::new(false),
             frozen: AtomicBool::new(false),
             nameless: AtomicBool::new(false),
+            has_other_names: AtomicBool::new(false),
             linkable: AtomicBool::new(false),
             protection: Protection::new(new.protattr),
             dir,

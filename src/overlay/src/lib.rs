@@ -39,10 +39,11 @@ mod scan;
 mod sync;
 mod tmpfile;
 mod union;
+mod whiteout;
 mod xattr;
 
 pub use attr::{Attr, SetAttr};
-pub use backend::{DirTree, Keeping, LayerOpenError, MemFs, MemTree, Seek, check_overlap};
+pub use backend::{DirTree, Keeping, LayerOpenError, MemFs, MemTree, Seek, check_overlap, recorded_dialect_of};
 pub use changes::{ChangeOptions, changes_of};
 pub use dir::NewNode;
 pub use error::{Error, Result};

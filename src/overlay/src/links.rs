@@ -115,6 +115,13 @@ impl<T: UpperTree> Union<T> {
     /// A name of a non-directory went. `counted`: it was a link of the upper object, whose own count tells; else a lower name was hidden.
     pub(crate) fn name_gone(&self, inode: &Inode<T>, counted: bool) -> Result<()> {
         let _links = inode.links.lock();
+        if let Some(node) = inode.upper.get()
+            && inode.nameless.load(Ordering::Relaxed)
+            && self.table.copied_from(self.upper()?.tree.id(node)).is_some()
+        {
+            let left = self.upper()?.tree.stat(node).attempt("count the names of a copy")?.nlink;
+            inode.has_other_names.store(left > 0, Ordering::Relaxed);
+        }
         if !counted {
             let delta = inode.nlink_delta.fetch_sub(1, Ordering::Relaxed) - 1;
             if let Some(node) = inode.upper.get().filter(|_| inode.indexed.load(Ordering::Relaxed)) {

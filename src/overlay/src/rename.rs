@@ -99,6 +99,10 @@ impl<T: UpperTree> Union<T> {
     /// redirect cannot be written; the layers' errors.
     pub fn rename(&self, parent: Ino, name: &Name, new_parent: Ino, new_name: &Name, mode: RenameMode) -> Result<()> {
         self.upper()?;
+        self.may_be_named(new_name)?;
+        if mode == RenameMode::Exchange {
+            self.may_be_named(name)?;
+        }
         let (old_dir, new_dir) = (self.directory(parent)?, self.directory(new_parent)?);
         let (from, to) = (End { dir: &old_dir, name }, End { dir: &new_dir, name: new_name });
         self.copy_up(&old_dir, Content::Whole)?;
@@ -265,12 +269,22 @@ impl<T: UpperTree> Union<T> {
                 if !self.is_empty(target)? {
                     return Err(Error::NotEmpty);
                 }
+                let mut hidden = false;
                 if target_here {
+                    // What it refuses must have changed nothing.
+                    self.mark_before_move(source, from, to)?;
                     self.pin_whatever(target)?;
-                    self.clear_empty(target)?;
+                    hidden = self.clear_empty(target, to)?;
                 }
                 let held = if target_here { Target::Object } else { Target::Free };
-                self.move_to(from, to, source, held, Some(target), leaves)?;
+                let moved = self.move_to(from, to, source, held, Some(target), leaves);
+                if hidden {
+                    if moved.is_err() {
+                        self.mark_opaque(self.upper_node(target)?)?;
+                    }
+                    self.whiteout_is_done(self.place(to)?);
+                }
+                moved?;
                 target.bury(&mut state);
             }
         }
@@ -282,15 +296,26 @@ impl<T: UpperTree> Union<T> {
         self.upper()?.tree.pin(self.upper_node(target)?, None).attempt("pin").map(drop)
     }
 
-    /// Takes the whiteouts out of an upper directory that shows as empty, so that a rename may replace it. Opaque first: at every step it shows as empty.
-    fn clear_empty(&self, target: &Inode<T>) -> Result<()> {
+    /// Takes the whiteouts out of an upper directory that shows as empty, so that a rename may replace it. Opaque first: at every step it shows as empty. `true`: it is so by the whiteout
+    /// beside it, since in the dialect Aufs a mark in it would be in the way; that has to go in the end.
+    fn clear_empty(&self, target: &Inode<T>, at: End<'_, T>) -> Result<bool> {
         let node = self.upper_node(target)?;
         if self.upper()?.tree.read_dir(node).attempt("list an empty directory")?.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
-        self.mark_opaque(node)?;
+        let by_names = self.hides_by_names();
+        if by_names {
+            self.put_whiteout(self.place(at)?)?;
+        } else {
+            self.mark_opaque(node)?;
+        }
         target.cut.store(true, Ordering::Release);
-        self.remove_whiteouts(node)
+        let removed = self.remove_whiteouts(node);
+        if by_names && removed.is_err() {
+            self.mark_opaque(node)?;
+            self.whiteout_is_done(self.place(at)?);
+        }
+        removed.map(|()| by_names)
     }
 
     fn move_to(
@@ -333,6 +358,10 @@ impl<T: UpperTree> Union<T> {
     fn move_alone(&self, from: End<'_, T>, to: End<'_, T>, source: &Arc<Inode<T>>, held: Target) -> Result<()> {
         let tree = &self.upper()?.tree;
         let keep_whiteout = self.lower_has(from.dir, from.name)?;
+        if self.hides_by_names() {
+            let (node, over_whiteout) = (self.upper_node(source)?, held == Target::Whiteout);
+            return self.move_by_names(self.place(from)?, node, self.place(to)?, keep_whiteout, over_whiteout, held == Target::Object);
+        }
         let (how, stray) = plan(source.kind == Kind::Dir, held, keep_whiteout);
         let (old, new) = (self.place(from)?, self.place(to)?);
         tree.rename(old, Some(self.upper_node(source)?), new, None, how).attempt("rename")?;

@@ -102,9 +102,26 @@ impl<T: UpperTree> Union<T> {
         Ok(())
     }
 
-    /// Puts a whiteout at a free name, by what is kept if there is no space.
-    pub(crate) fn put_whiteout(&self, at: Place<'_, T::Node>) -> Result<()> {
-        let tree = &self.upper()?.tree;
+    /// Hides a name that is free in the upper, or in the dialect Aufs any, by what is kept if there is no space. `false`: in that dialect it was hidden already.
+    ///
+    /// Errors: ENAMETOOLONG, EPERM for a name that has no whiteout in the dialect; the upper's.
+    pub(crate) fn put_whiteout(&self, at: Place<'_, T::Node>) -> Result<bool> {
+        let beside = if self.hides_by_names() { Some(Self::beside(at.name)?) } else { None };
+        match self.put_whiteout_at(Place { dir: at.dir, name: beside.as_ref().unwrap_or(at.name) }) {
+            Ok(()) => Ok(true),
+            Err(Errno::EXIST) if beside.is_some() => Ok(false),
+            Err(errno) => Err(errno).attempt("put a whiteout"),
+        }
+    }
+
+    /// The whiteout itself: a device, or the file whose name hides another one.
+    fn make_whiteout(&self, at: Place<'_, T::Node>) -> plyfs_sys::Result<()> {
+        let layer = self.upper().map_err(|error| error.errno())?;
+        if self.hides_by_names() { layer.tree.create(at, 0o600).map(drop) } else { layer.tree.whiteout(at) }
+    }
+
+    fn put_whiteout_at(&self, at: Place<'_, T::Node>) -> plyfs_sys::Result<()> {
+        let tree = &self.upper().map_err(|error| error.errno())?.tree;
         let put = || {
             let whiteout = self.reserve.kept.lock().whiteout.clone();
             match whiteout.map(|whiteout| tree.link(&whiteout, at)) {
@@ -118,27 +135,33 @@ impl<T: UpperTree> Union<T> {
                         self.reserve.low.store(true, Ordering::Relaxed);
                     }
                     tracing::debug!(%errno, "a whiteout that is no link of another one");
-                    tree.whiteout(at)
+                    self.make_whiteout(at)
                 }
-                None => tree.whiteout(at),
+                None => self.make_whiteout(at),
             }
         };
         loop {
             match put() {
                 Err(errno) if is_full(errno) && self.give_up_some() => {}
-                put => return put.attempt("put a whiteout"),
+                put => return put,
             }
         }
     }
 
     /// Puts a whiteout in place of an upper non-directory, in one step.
     pub(crate) fn replace_by_whiteout(&self, place: Place<'_, T::Node>) -> Result<()> {
+        if self.hides_by_names() {
+            return self.unlink_behind_whiteout(place);
+        }
         self.by_whiteout(|staged| self.upper()?.tree.rename(staged, None, place, None, Rename::Replace).attempt("leave a whiteout"))
             .map(drop)
     }
 
     /// Puts a whiteout in place of an upper directory, in one step; the directory is in `work` then, under the name that is returned. `moved`: its node, which learns of it.
     pub(crate) fn swap_for_whiteout(&self, place: Place<'_, T::Node>, moved: Option<&T::Node>) -> Result<Name> {
+        if self.hides_by_names() {
+            return self.move_behind_whiteout(place, moved);
+        }
         self.by_whiteout(|staged| self.upper()?.tree.rename(place, moved, staged, None, Rename::Exchange).attempt("leave a whiteout"))
     }
 
@@ -235,7 +258,7 @@ impl<T: UpperTree> Union<T> {
         let work = tree.work();
         if self.reserve.kept.lock().whiteout.is_none() {
             let name = self.reserve_name("whiteout")?;
-            tree.whiteout(Place { dir: &work, name: &name }).attempt("keep a whiteout")?;
+            self.make_whiteout(Place { dir: &work, name: &name }).attempt("keep a whiteout")?;
             let made = tree.lookup(&work, &name).attempt("keep a whiteout")?;
             self.reserve.kept.lock().whiteout = made.map(|(node, _)| node);
         }

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use plyfs_format::{
-    Before, ESCAPED_WHITEOUT_RDEV, MarkKind, Nlink, Opaque, Origin, Protattr, Redirect, is_whiteout_device, read_names, users_can_set,
+    Before, Dialect, ESCAPED_WHITEOUT_RDEV, MarkKind, Nlink, Opaque, Origin, Protattr, Redirect, is_whiteout_device, read_names,
+    users_can_set,
 };
 use plyfs_sys::stat::{Kind, Stat};
 
@@ -255,13 +256,14 @@ impl<T: UpperTree> Union<T> {
     ///
     /// Errors: those of the layers.
     pub(crate) fn resolve_parts(&self, upper: Option<&T::Node>, lowers: &[LowerObject<T>], name: &Name) -> Result<Resolved<T>> {
-        if let (Some(layer), Some(dir)) = (&self.stack.upper, upper)
-            && let Some((node, stat)) = layer.tree.lookup(dir, name).attempt("look up in the upper layer")?
-        {
-            if is_whiteout_device(stat.kind == Kind::Char, stat.rdev) {
-                return Ok(Resolved::Absent { whiteout: true });
+        if let (Some(layer), Some(dir)) = (&self.stack.upper, upper) {
+            match self.entry(layer, dir, false, name)? {
+                Entry::Nothing => {}
+                Entry::Whiteout => return Ok(Resolved::Absent { whiteout: true }),
+                Entry::Object { node, stat, last } => {
+                    return self.upper_found(layer, lowers, name, (node, stat, last)).map(|found| Resolved::Found(Box::new(found)));
+                }
             }
-            return self.upper_found(layer, lowers, name, node, stat).map(|found| Resolved::Found(Box::new(found)));
         }
         let mut lower = self.lookup_lowers(lowers, name, false)?;
         let (Some(stat), Some(top)) = (&lower.stat, lower.objects.first()) else { return Ok(Resolved::Absent { whiteout: false }) };
@@ -299,7 +301,9 @@ impl<T: UpperTree> Union<T> {
     /// Where the index keeps the copy of a hard-linked lower object: its name is the object's file handle, as the kernel has it. None where there is
     /// no index or the lower filesystem has no handles.
     pub(crate) fn index_name(&self, lower: &LowerObject<T>) -> Result<Option<(T::Node, Name)>> {
-        let Some(index) = self.stack.upper.as_ref().and_then(|layer| layer.tree.index()) else { return Ok(None) };
+        // Without marks nobody could tell later how many names are in the tree.
+        let upper = self.stack.upper.as_ref().filter(|layer| layer.dialect != Dialect::Aufs);
+        let Some(index) = upper.and_then(|layer| layer.tree.index()) else { return Ok(None) };
         let Some(handle) = self.lower_layer(lower.layer)?.handle(&lower.node)? else { return Ok(None) };
         let Ok(fid_type) = u8::try_from(handle.handle.kind) else { return Ok(None) };
         let origin = Origin { uuid: handle.uuid, fid_type, fid: handle.handle.bytes, path_upper: false };
@@ -327,8 +331,16 @@ impl<T: UpperTree> Union<T> {
         Ok(Some(Indexed { node, stat: upper, links, has_data: !(marks.metacopy && stat.kind == Kind::File) }))
     }
 
-    fn upper_found(&self, layer: &Layer<T>, lowers: &[LowerObject<T>], name: &Name, node: T::Node, mut stat: Stat) -> Result<Found<T>> {
-        let marks = self.marks(layer, &node)?;
+    /// `last`: what lies below the name does not show.
+    fn upper_found(
+        &self,
+        layer: &Layer<T>,
+        lowers: &[LowerObject<T>],
+        name: &Name,
+        (node, mut stat, last): (T::Node, Stat, bool),
+    ) -> Result<Found<T>> {
+        let mut marks = self.marks(layer, &node)?;
+        marks.opaque |= last || stat.kind == Kind::Dir && layer.is_aufs_opaque(&node)?;
         let id = layer.tree.id(&node);
         let metacopy = marks.metacopy && stat.kind == Kind::File;
         let (lowers, far) = match stat.kind {

@@ -54,6 +54,28 @@ pub struct Probe {
 }
 
 impl Probe {
+    /// Tries out what an upper's place can hold, in `work`.
+    ///
+    /// Errors: `work` cannot be written.
+    pub fn of<T: UpperTree>(tree: &T) -> Result<Self> {
+        let work = tree.work();
+        let (file, whiteout) = (Name::new("#probe.file")?, Name::new("#probe.whiteout")?);
+        let place = Place { dir: &work, name: &file };
+        let (node, _) = tree.create(place, 0o600).attempt("try out workdir")?;
+        let attribute = |dialect| {
+            let names = read_names(dialect, MarkKind::Impure).next();
+            names.map_or(Err(Errno::OPNOTSUPP), |name| tree.set_xattr(&node, name, b"y", XattrMode::Any))
+        };
+        let (trusted, user) = (attribute(Dialect::Trusted), attribute(Dialect::User));
+        tree.unlink(place).attempt("clean up workdir")?;
+        let place = Place { dir: &work, name: &whiteout };
+        let whiteouts = tree.whiteout(place);
+        if whiteouts.is_ok() {
+            tree.unlink(place).attempt("clean up workdir")?;
+        }
+        Ok(Self { trusted, user, whiteouts })
+    }
+
     /// Whether marks of this dialect can be written.
     ///
     /// Errors: what cannot, in words, and the host's answer.
@@ -61,7 +83,7 @@ impl Probe {
         let (what, attributes) = match dialect {
             Dialect::Trusted => ("trusted.* attributes", self.trusted),
             Dialect::User => ("user.* attributes", self.user),
-            Dialect::Aufs => ("names of AUFS", Err(Errno::OPNOTSUPP)),
+            Dialect::Aufs => return Ok(()),
         };
         attributes.map_err(|errno| (what, errno))?;
         self.whiteouts.map_err(|errno| ("whiteouts (character devices 0:0)", errno))
@@ -297,26 +319,8 @@ impl<T: UpperTree> Union<T> {
         Ok(())
     }
 
-    /// Tries out what the upper's place can hold, in `work`; `None` for a union without an upper.
-    ///
-    /// Errors: `work` cannot be written.
-    pub fn probe(&self) -> Result<Option<Probe>> {
-        let Some(layer) = &self.stack.upper else { return Ok(None) };
-        let (tree, work) = (&layer.tree, layer.tree.work());
-        let (file, whiteout) = (self.temp_name()?, self.temp_name()?);
-        let place = Place { dir: &work, name: &file };
-        let (node, _) = tree.create(place, 0o600).attempt("try out workdir")?;
-        let attribute = |dialect| {
-            let names = read_names(dialect, MarkKind::Impure).next();
-            names.map_or(Err(Errno::OPNOTSUPP), |name| tree.set_xattr(&node, name, b"y", XattrMode::Any))
-        };
-        let (trusted, user) = (attribute(Dialect::Trusted), attribute(Dialect::User));
-        tree.unlink(place).attempt("clean up workdir")?;
-        let place = Place { dir: &work, name: &whiteout };
-        let whiteouts = tree.whiteout(place);
-        if whiteouts.is_ok() {
-            tree.unlink(place).attempt("clean up workdir")?;
-        }
-        Ok(Some(Probe { trusted, user, whiteouts }))
+    /// The upper and its dialect; `None` for a union without one.
+    pub fn upper_tree(&self) -> Option<(&T, Dialect)> {
+        self.stack.upper.as_ref().map(|layer| (&layer.tree, layer.dialect))
     }
 }

@@ -26,7 +26,7 @@ use plyfs_sys::{Errno, OFlags, RenameFlags, Result, create, handle, io, statfs, 
 use self::fds::{FdCache, Pinned};
 use self::keeping::Keeper;
 pub use self::keeping::Keeping;
-pub use self::open::{LayerOpenError, check_overlap};
+pub use self::open::{LayerOpenError, check_overlap, recorded_dialect_of};
 use super::{Handle, ObjectId, Place, RawEntry, Rename, Seek, Trace, Tree, UpperTree};
 use crate::name::Name;
 use crate::owners::OwnerMap;
@@ -48,7 +48,7 @@ pub struct DirTree {
     /// What the mount that the layer is on makes of owners, which is undone: see [`DirTree::behind_idmap`].
     idmap: Option<OwnerMap>,
     /// Held for the lifetime: the flocks on upperdir and workdir.
-    _locks: Vec<OwnedFd>,
+    locks: Vec<OwnedFd>,
 }
 
 /// An object of a real directory. Cloning is cheap.
@@ -241,13 +241,17 @@ impl DirTree {
         }
     }
 
-    /// The same upper, which keeps owners, modes and kinds so; says so at its root.
+    /// The same upper, which keeps owners, modes and kinds so; says so at its root. Where the place has no attributes, [`Keeping::WhereRefused`] becomes
+    /// [`Keeping::Lost`].
     ///
     /// Errors: the root cannot have the attribute.
     pub fn keeping(self, keeping: Keeping) -> Result<Self> {
-        let keeper = Keeper::new(keeping);
+        let mut keeper = Keeper::new(keeping);
         if self.work.is_some() {
-            self.at(&self.root, |root| keeper.declare(root))?;
+            match self.at(&self.root, |root| keeper.declare(root)) {
+                Err(Errno::OPNOTSUPP) if keeping == Keeping::WhereRefused => keeper = Keeper::new(Keeping::Lost),
+                declared => declared?,
+            }
         }
         Ok(Self { keeper, ..self })
     }

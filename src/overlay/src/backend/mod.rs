@@ -16,7 +16,7 @@ use plyfs_sys::stat::{Kind, Stat};
 use plyfs_sys::statfs::StatFs;
 use plyfs_sys::{Errno, Result};
 
-pub use self::dir::{DirTree, Keeping, LayerOpenError, check_overlap};
+pub use self::dir::{DirTree, Keeping, LayerOpenError, check_overlap, recorded_dialect_of};
 pub use self::mem::{MemFs, MemTree};
 use crate::name::Name;
 

@@ -26,6 +26,8 @@ pub enum Keeping {
     WhereRefused,
     /// In the attribute, whatever this process may.
     Always,
+    /// Where the place has no attributes: an owner that this process may not give is lost, and the object stays its own.
+    Lost,
 }
 
 impl Keeping {
@@ -70,7 +72,7 @@ impl Keeper {
     }
 
     pub(super) fn is_on(self) -> bool {
-        self.keeping != Keeping::InObjects
+        !matches!(self.keeping, Keeping::InObjects | Keeping::Lost)
     }
 
     fn may_have(self, kind: Kind) -> bool {
@@ -154,7 +156,13 @@ impl Keeper {
     /// chown(2), with what it takes away from files that are run.
     pub(super) fn set_owner(self, at: At<'_>, own: Kind, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
         if !self.is_on() {
-            return at::chown(at, uid, gid);
+            return match at::chown(at, uid, gid) {
+                Err(Errno::PERM | Errno::INVAL) if self.keeping == Keeping::Lost => {
+                    tracing::debug!(?uid, ?gid, "an owner is lost: this place has no attributes");
+                    Ok(())
+                }
+                other => other,
+            };
         }
         let kept = self.read(at, own)?;
         if kept.is_none() && (self.keeping == Keeping::WhereRefused || !self.may_have(own)) {

@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
+use plyfs_format::Dialect;
 use plyfs_sys::at::{self, At};
 use plyfs_sys::mount::MountAttrFlags;
 use plyfs_sys::mount::{self, MountInfo};
 use plyfs_sys::stat::Kind;
-use plyfs_sys::{Errno, create, handle, io, proc, process, root, statfs, tree};
+use plyfs_sys::{Errno, OFlags, RenameFlags, create, handle, io, proc, process, root, statfs, tree};
 
 use super::{DirNode, DirTree, FdCache, Keeper, NodeInner, ObjectId, Placed};
 use crate::sync::AtomicBool;
@@ -183,7 +184,7 @@ impl DirTree {
         let root = root_node(fd)?;
         let uuid = handle_uuid(&root)?;
         let (fds, pinned) = (FdCache::shared(), FdCache::pinned(1));
-        Ok(Self { root, work: None, index: None, fds, _pinned: pinned, uuid, keeper: Keeper::default(), idmap: None, _locks: Vec::new() })
+        Ok(Self { root, work: None, index: None, fds, _pinned: pinned, uuid, keeper: Keeper::default(), idmap: None, locks: Vec::new() })
     }
 
     /// Opens upper and work directory: one mount, locked against a second mount, `work/work` made and emptied.
@@ -234,7 +235,7 @@ impl DirTree {
             uuid,
             keeper: Keeper::default(),
             idmap: None,
-            _locks: locks,
+            locks,
         })
     }
 
@@ -253,6 +254,31 @@ impl DirTree {
             Placed::Pinned(fd, _) => Some(process::number(fd.as_fd())),
             Placed::Named { .. } | Placed::Kept { .. } | Placed::Gone => None,
         }
+    }
+
+    /// The dialect that the workdir says the upper is written in; none before its first mount.
+    ///
+    /// Errors: the host's; EINVAL for a dialect that this version does not know.
+    pub fn recorded_dialect(&self) -> plyfs_sys::Result<Option<Dialect>> {
+        // The second lock is the workdir's.
+        self.locks.get(1).map_or(Ok(None), |work| recorded_in(work.as_fd()))
+    }
+
+    /// Says in the workdir which dialect the upper is written in.
+    ///
+    /// Errors: the host's.
+    pub fn record_dialect(&self, dialect: Dialect) -> plyfs_sys::Result<()> {
+        let Some(work) = self.locks.get(1) else { return Ok(()) };
+        // Under a name in `work` first: half a word would be none.
+        let Some(staging) = &self.work else { return Ok(()) };
+        let staging = self.dir_fd(staging)?;
+        let file = create::create(staging.as_fd(), RECORD, 0o644)?;
+        let text = format!("{}\n", dialect.name());
+        if io::pwrite(file.as_fd(), text.as_bytes(), 0)? != text.len() {
+            return Err(Errno::NOSPC);
+        }
+        io::fsync(file.as_fd())?;
+        create::rename(staging.as_fd(), RECORD, work.as_fd(), RECORD, RenameFlags::empty())
     }
 
     /// Opens an upper directory for reading only: for a diff of what a mount left. Takes no lock. `index`: the directory `index` of its workdir; without it, hard
@@ -301,6 +327,27 @@ fn cloned_pair(
         if same { Ok(dir) } else { Err(Errno::STALE) }
     };
     Ok((below(&upper, upper_fd)?, below(&work, work_fd)?))
+}
+
+/// The name of the file in a workdir that says in which dialect its upper is written.
+const RECORD: &[u8] = b"dialect";
+
+/// The dialect that a workdir says its upper is written in.
+///
+/// Errors: the host's; EINVAL for a dialect that this version does not know.
+pub fn recorded_dialect_of(work: &Path) -> plyfs_sys::Result<Option<Dialect>> {
+    recorded_in(root::open_dir(work)?.as_fd())
+}
+
+fn recorded_in(work: BorrowedFd<'_>) -> plyfs_sys::Result<Option<Dialect>> {
+    let file = match at::open(At::Name(work, RECORD), OFlags::RDONLY | OFlags::NONBLOCK) {
+        Err(Errno::NOENT) => return Ok(None),
+        other => other?,
+    };
+    let mut text = [0; 16];
+    let length = io::pread(file.as_fd(), &mut text, 0)?;
+    let word = str::from_utf8(text.get(..length).unwrap_or_default()).ok().and_then(|text| text.strip_suffix('\n'));
+    word.and_then(Dialect::from_name).map(Some).ok_or(Errno::INVAL)
 }
 
 fn open_error(what: &'static str, path: &Path, errno: Errno) -> LayerOpenError {
