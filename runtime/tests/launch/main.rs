@@ -12,6 +12,7 @@ mod terminals;
 use std::process::ExitCode;
 
 use plyfs_sys::ns::{self, Namespaces};
+use plyfs_sys::process::signals;
 
 fn main() -> ExitCode {
     if plyfs_runtime::is_launch() {
@@ -37,6 +38,9 @@ fn main() -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
+    // Whoever started the tests may have them ignore signals, as nohup(1) does.
+    signals::reset(&[]).unwrap();
+    plyfs_sys::signal::ignore_sigpipe().unwrap();
     let root = plyfs_sys::process::effective_uid() == 0;
     if root {
         ns::unshare(Namespaces { mount: true, ..Namespaces::default() }).unwrap();
