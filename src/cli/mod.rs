@@ -3,6 +3,7 @@
 //! An error is one line on stderr, `plyfs: <what> <where>: <why>; <remedy>`, and exit code 1; 125 of `run` and `try`, whose other exit codes are
 //! those of the command.
 
+mod apply;
 mod busy;
 mod daemon;
 mod diff;

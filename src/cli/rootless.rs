@@ -99,7 +99,7 @@ fn ranges_in(text: &str, uid: &str, login: Option<&str>) -> Vec<(u32, u32)> {
 }
 
 /// What the kernel shows where an id has no number in a namespace.
-const NOBODY: u32 = 65_534;
+pub(crate) const NOBODY: u32 = 65_534;
 
 /// The last of the subordinate ids stands for all that are not mapped: an id that is none could not even be removed.
 fn map_to_themselves(own: u32, subordinate: &[(u32, u32)]) -> Vec<IdRange> {

@@ -111,6 +111,8 @@ pub(crate) enum State {
     Running,
     /// It has ended and is kept.
     Kept(Meta),
+    /// Its changes are being carried out on this machine, or were when plyfs was ended.
+    Applying(Meta),
     /// plyfs was ended before the command was.
     Crashed(Meta),
     /// Its description cannot be read.
@@ -221,7 +223,7 @@ impl Store {
             }
             Err(TryLockError::Error(error)) => return Err(failed(&dir, error)),
         }
-        let state = described(read_meta(&dir));
+        let state = described(&dir, read_meta(&dir));
         Ok((Held { name: name.as_str().to_owned(), dir, _lock: lock }, state))
     }
 }
@@ -357,8 +359,9 @@ fn read_meta(dir: &Path) -> Result<Meta, String> {
 }
 
 /// The state of a try that nobody works on.
-fn described(meta: Result<Meta, String>) -> State {
+fn described(dir: &Path, meta: Result<Meta, String>) -> State {
     match meta {
+        Ok(meta) if super::apply::is_under_way(dir) => State::Applying(meta),
         Ok(meta) if meta.exit.is_some() => State::Kept(meta),
         Ok(meta) => State::Crashed(meta),
         Err(why) => State::Damaged(why),
@@ -373,7 +376,7 @@ fn read(dir: &Path, name: String) -> Entry {
     };
     let meta = read_meta(dir);
     let known = meta.as_ref().ok().cloned();
-    let state = if free { described(meta) } else { State::Running };
+    let state = if free { described(dir, meta) } else { State::Running };
     Entry { name, state, meta: known }
 }
 
@@ -433,6 +436,7 @@ mod tests {
         let word = |state: &State| match state {
             State::Running => "running",
             State::Kept(_) => "kept",
+            State::Applying(_) => "applying",
             State::Crashed(_) => "crashed",
             State::Damaged(_) => "damaged",
         };

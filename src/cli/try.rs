@@ -9,6 +9,7 @@ use plyfs_format::Change;
 use plyfs_overlay::ChangeOptions;
 use plyfs_runtime::{Capabilities, FdIndex, InnerPath, Launcher, Root, Spec};
 
+use super::apply::{self, Outcome, Recorder};
 use super::diff::Show;
 use super::fail::{failure, note, say};
 use super::names::Name;
@@ -16,23 +17,30 @@ use super::rootless::{self, As};
 use super::store::{Held, Meta, State, Store, now};
 use super::text::{Text, ago, command_line, shortened};
 use super::view::{self, View};
-use super::{mount, output};
+use super::{EXIT_LAUNCH, mount, output};
 
 const MORE: &str = "\
 The command sees the files of this machine, and writes to layers of its own. When it has ended,
-what it added, changed and deleted is printed. On a terminal you are asked whether to keep that;
-elsewhere it is kept, under a name that is told on stderr, unless --discard is given.
+what it added, changed and deleted is printed. On a terminal you are asked whether to keep or apply
+that; elsewhere it is kept, under a name that is told on stderr, unless --discard or --apply is given.
+--apply carries the changes out on this machine if the command succeeded (exit code 0), else they are
+kept. First everything that they replace is compared with what the command saw: if somebody else
+changed any of it, each such path is told, nothing is changed, and the try is kept. 'plyfs try apply'
+does the same later, and goes on after it was cut off.
 Network traffic, signals and other effects beyond files are not undone. Sockets of the host (docker,
 dbus, systemd) are masked for that reason. The exit code is that of the command, 128+n for signal n,
 127 if it is not found, 126 if it cannot be executed, 125 if plyfs failed.";
 
 /// Run a command on a view of this machine, and see what it changes.
 #[derive(Debug, clap::Args)]
-#[command(after_help = MORE, subcommand_negates_reqs = true, override_usage = "plyfs try [OPTIONS] [--] COMMAND...\n       plyfs try list | diff NAME | discard NAME")]
+#[command(after_help = MORE, subcommand_negates_reqs = true, override_usage = "plyfs try [OPTIONS] [--] COMMAND...\n       plyfs try list | diff NAME | apply NAME | discard NAME")]
 pub(crate) struct Args {
     /// Discard the changes when the command has ended
-    #[arg(long, conflicts_with = "keep")]
+    #[arg(long, conflicts_with_all = ["keep", "apply"])]
     discard: bool,
+    /// Carry the changes out on this machine when the command has succeeded
+    #[arg(long)]
+    apply: bool,
     /// Keep the changes under this name
     #[arg(long, value_name = "NAME")]
     keep: Option<String>,
@@ -63,8 +71,11 @@ pub(crate) enum Verb {
         /// Which
         #[arg(value_name = "NAME", required = true)]
         names: Vec<String>,
+        /// Also one whose changes are half applied: this machine stays as it is then
+        #[arg(long)]
+        force: bool,
     },
-    /// Carry changes out on this machine (comes with a later version)
+    /// Carry the changes of a kept one out on this machine, or go on with that
     Apply {
         /// Which
         name: String,
@@ -74,18 +85,15 @@ pub(crate) enum Verb {
 /// What to do with the changes.
 enum Fate {
     Discard,
+    Apply,
     Keep,
     KeepAs(Name),
 }
 
 /// Does it.
 pub(crate) fn main(args: Args, root: Option<PathBuf>) -> anyhow::Result<ExitCode> {
-    if args.verb.is_some() && (args.discard || args.keep.is_some() || args.host_sockets) {
-        return Err(failure("try", "--discard, --keep and --host-sockets go with a command", "leave them out"));
-    }
-    if let Some(Verb::Apply { name }) = &args.verb {
-        let remedy = format!("look at the changes with 'plyfs try diff {name}'");
-        return Err(failure(format_args!("try apply {name}"), "it comes with a later version", remedy));
+    if args.verb.is_some() && (args.discard || args.apply || args.keep.is_some() || args.host_sockets) {
+        return Err(failure("try", "--discard, --apply, --keep and --host-sockets go with a command", "leave them out"));
     }
     let store = Store::at(root)?;
     // What a user's commands leave may belong to his subordinate ids.
@@ -94,8 +102,8 @@ pub(crate) fn main(args: Args, root: Option<PathBuf>) -> anyhow::Result<ExitCode
         None => run(&args, &store),
         Some(Verb::List) => list(&store),
         Some(Verb::Diff { name, show }) => show_kept(&store, &Name::new("try diff", &name)?, &show),
-        Some(Verb::Discard { names }) => discard(&store, &names),
-        Some(Verb::Apply { .. }) => Ok(ExitCode::FAILURE),
+        Some(Verb::Discard { names, force }) => discard(&store, &names, force),
+        Some(Verb::Apply { name }) => apply_kept(&store, &Name::new("try apply", &name)?),
     }
 }
 
@@ -106,8 +114,9 @@ fn run(args: &Args, store: &Store) -> anyhow::Result<ExitCode> {
     let command = args.command.iter().cloned().map(Text::from).collect();
     let mut meta = Meta::new(command, prepared.filesystems());
     let held = store.create(keep.as_ref(), &meta)?;
+    let recorder = (!args.discard).then(Recorder::begin);
 
-    let (code, view) = match execute(args, store, prepared, &held) {
+    let (code, view) = match execute(args, store, prepared, &held, recorder.as_ref()) {
         Ok(ended) => ended,
         Err(Failed::Before(error)) => {
             held.discard()?;
@@ -121,12 +130,12 @@ fn run(args: &Args, store: &Store) -> anyhow::Result<ExitCode> {
     // From here on an interrupted plyfs leaves a kept try.
     meta.exit = Some(code);
     held.describe(&meta)?;
-    let (changes, ended) = view.finish(&held, &ChangeOptions::default()).inspect_err(|_| kept(&held.name))?;
+    let (changes, ended) = view.finish(&held, &ChangeOptions::default(), recorder).inspect_err(|_| kept(&held.name))?;
     // Where they cannot be printed they are kept or discarded all the same.
     let printed = output::changes(&changes, false);
-    decide(args, held, &changes, ended)?;
+    let done = decide(args, held, &meta, &changes, ended)?;
     printed?;
-    Ok(ExitCode::from(code))
+    Ok(if done { ExitCode::from(code) } else { ExitCode::from(EXIT_LAUNCH) })
 }
 
 /// When it failed.
@@ -138,7 +147,13 @@ enum Failed {
 }
 
 /// Runs the command to its end: its exit code, and the view that it wrote to.
-fn execute(args: &Args, store: &Store, prepared: view::Prepared, held: &Held) -> Result<(u8, view::Running), Failed> {
+fn execute(
+    args: &Args,
+    store: &Store,
+    prepared: view::Prepared,
+    held: &Held,
+    recorder: Option<&Recorder>,
+) -> Result<(u8, view::Running), Failed> {
     plyfs_sys::limits::umask(0);
     let sockets = if args.host_sockets { Vec::new() } else { prepared.masked_sockets() };
     let mut view = prepared.serve(held).map_err(Failed::Before)?;
@@ -161,6 +176,9 @@ fn execute(args: &Args, store: &Store, prepared: view::Prepared, held: &Held) ->
     }
 
     let fds = std::mem::take(&mut view.fds);
+    if let Some(recorder) = recorder {
+        recorder.wait();
+    }
     let mut running = match Launcher::new().spawn(&spec, fds) {
         Ok(running) => running,
         Err(error) => {
@@ -177,32 +195,50 @@ fn execute(args: &Args, store: &Store, prepared: view::Prepared, held: &Held) ->
     Ok((status.code(), view))
 }
 
-fn decide(args: &Args, mut held: Held, changes: &[Change], ended: view::Ended) -> anyhow::Result<()> {
+/// Does with the changes what was asked for. `false`: they were to be applied, and could not be.
+fn decide(args: &Args, mut held: Held, meta: &Meta, changes: &[Change], ended: view::Ended) -> anyhow::Result<bool> {
     let fate = if args.discard {
         Fate::Discard
+    } else if args.apply && meta.exit == Some(0) && (ended.more || !changes.is_empty()) {
+        Fate::Apply
     } else if args.keep.is_some() {
         Fate::Keep
-    } else if changes.is_empty() {
+    } else if changes.is_empty() && !ended.more {
         note("try: nothing changed");
         Fate::Discard
+    } else if args.apply {
+        note("try: the command has failed, and its changes are not applied");
+        Fate::Keep
     } else if io::stdin().is_terminal() && io::stderr().is_terminal() {
         ask(&held.name)?
     } else {
         Fate::Keep
     };
-    match fate {
-        Fate::Discard => return held.discard(),
-        Fate::Keep => {}
+    match &fate {
+        Fate::Discard => return held.discard().map(|()| true),
+        Fate::Keep | Fate::Apply => {}
         Fate::KeepAs(name) => {
-            if let Err(error) = held.rename(&name) {
+            if let Err(error) = held.rename(name) {
                 note(format_args!("{error:#}"));
             }
         }
     }
+    if changes.is_empty() && ended.more {
+        note("try: only attributes, flags or times of directories were changed, which the diff does not tell");
+    }
     ended.settle();
     held.sync()?;
+    apply::is_synced(&held)?;
+    if matches!(fate, Fate::Apply) {
+        let name = held.name.clone();
+        let outcome = apply::apply(held, meta).inspect_err(|_| kept(&name))?;
+        if outcome == Outcome::Conflicts {
+            kept(&name);
+        }
+        return Ok(outcome == Outcome::Applied);
+    }
     kept(&held.name);
-    Ok(())
+    Ok(true)
 }
 
 fn kept(name: &str) {
@@ -213,7 +249,7 @@ fn kept(name: &str) {
 fn ask(name: &str) -> anyhow::Result<Fate> {
     let mut input = io::stdin().lock();
     loop {
-        say("plyfs: keep or discard these changes? [k|k NAME|d] ");
+        say("plyfs: apply, keep or discard these changes? [a|k|k NAME|d] ");
         let mut line = String::new();
         if input.read_line(&mut line)? == 0 {
             say("\n");
@@ -221,13 +257,16 @@ fn ask(name: &str) -> anyhow::Result<Fate> {
         }
         let mut words = line.split_whitespace();
         match (words.next(), words.next(), words.next()) {
+            (Some("a" | "apply"), None, None) => return Ok(Fate::Apply),
             (Some("d" | "discard"), None, None) => return Ok(Fate::Discard),
             (Some("k" | "keep"), None, None) => return Ok(Fate::Keep),
             (Some("k" | "keep"), Some(chosen), None) => match Name::new("try", chosen) {
                 Ok(name) => return Ok(Fate::KeepAs(name)),
                 Err(error) => note(format_args!("{error:#}")),
             },
-            _ => note(format_args!("try: k keeps them as {name}, k NAME under another name, d discards them")),
+            _ => note(format_args!(
+                "try: a applies them to this machine, k keeps them as {name}, k NAME under another name, d discards them"
+            )),
         }
     }
 }
@@ -238,6 +277,7 @@ fn list(store: &Store) -> anyhow::Result<ExitCode> {
         let status = match &entry.state {
             State::Running => "Running".to_owned(),
             State::Kept(meta) => format!("Exited ({})", meta.exit.unwrap_or_default()),
+            State::Applying(_) => "Applying".to_owned(),
             State::Crashed(_) => "Cut off".to_owned(),
             State::Damaged(_) => "Damaged".to_owned(),
         };
@@ -253,22 +293,48 @@ fn list(store: &Store) -> anyhow::Result<ExitCode> {
 
 fn show_kept(store: &Store, name: &Name, show: &Show) -> anyhow::Result<ExitCode> {
     let (held, state) = store.hold(name)?;
-    let meta = match state {
-        State::Kept(meta) | State::Crashed(meta) => meta,
-        State::Running => return Err(failure(format_args!("try {}", name.as_str()), "its command runs", "wait until it has ended")),
-        State::Damaged(why) => {
-            let remedy = format!("remove it with 'plyfs try discard {}'", name.as_str());
-            return Err(failure(format_args!("try {}", name.as_str()), why, remedy));
-        }
-    };
+    let meta = known(name, state)?;
+    if apply::is_under_way(&held.dir) {
+        let name = name.as_str();
+        let why = "its changes are half applied, and what was here before is not known any more";
+        return Err(failure(format_args!("try {name}"), why, format_args!("finish with 'plyfs try apply {name}'")));
+    }
     show.print(&view::changes_of_kept(&held, &meta, &show.options())?)?;
     Ok(ExitCode::SUCCESS)
 }
 
+/// What is known of a try that has ended.
+fn known(name: &Name, state: State) -> anyhow::Result<Meta> {
+    let at = format!("try {}", name.as_str());
+    match state {
+        State::Kept(meta) | State::Crashed(meta) | State::Applying(meta) => Ok(meta),
+        State::Running => Err(failure(at, "its command runs", "wait until it has ended")),
+        State::Damaged(why) => Err(failure(at, why, format_args!("remove it with 'plyfs try discard {}'", name.as_str()))),
+    }
+}
+
+fn apply_kept(store: &Store, name: &Name) -> anyhow::Result<ExitCode> {
+    let (held, state) = store.hold(name)?;
+    let meta = known(name, state)?;
+    match apply::apply(held, &meta)? {
+        Outcome::Applied => Ok(ExitCode::SUCCESS),
+        Outcome::Conflicts => Ok(ExitCode::FAILURE),
+    }
+}
+
 /// All names are checked before the first try goes.
-fn discard(store: &Store, names: &[String]) -> anyhow::Result<ExitCode> {
+fn discard(store: &Store, names: &[String], force: bool) -> anyhow::Result<ExitCode> {
     let names = names.iter().map(|name| Name::new("try discard", name)).collect::<anyhow::Result<Vec<_>>>()?;
     let held = names.iter().map(|name| store.hold(name)).collect::<anyhow::Result<Vec<_>>>()?;
+    for (held, state) in &held {
+        if let (State::Applying(meta), false) = (state, force)
+            && !apply::take_back(held, meta)?
+        {
+            let at = format!("try {}", held.name);
+            let remedy = format!("finish with 'plyfs try apply {}'; with --force this machine stays as it is", held.name);
+            return Err(failure(at, "its changes are half applied", remedy));
+        }
+    }
     for (held, _) in held {
         held.discard()?;
     }

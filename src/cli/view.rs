@@ -17,6 +17,7 @@ use plyfs_sys::mount::{self, FuseOptions, MountInfo};
 use plyfs_sys::root;
 use plyfs_sys::stat::Kind;
 
+use super::apply::Recorder;
 use super::fail::{failure, note};
 use super::layers::{self, Pair};
 use super::store::{Filesystem, Held, Meta};
@@ -202,17 +203,28 @@ impl Part {
 }
 
 impl Running {
-    /// Waits until nobody uses the unions any more, and compares. Also returns what is to be settled if they are kept.
-    pub(crate) fn finish(self, held: &Held, options: &ChangeOptions) -> anyhow::Result<(Vec<Change>, Ended)> {
+    /// Waits until nobody uses the unions any more, and compares. Also returns what is to be settled if they are kept. `recorder` writes down what the command saw.
+    pub(crate) fn finish(self, held: &Held, options: &ChangeOptions, recorder: Option<Recorder>) -> anyhow::Result<(Vec<Change>, Ended)> {
+        let mut more = false;
         drop((self.fds, self.mounts));
         for served in self.served {
             served.join()?;
+        }
+        if let Some(mut recorder) = recorder {
+            let added = self.parts.iter().try_for_each(|part| recorder.add(held, &part.filesystem, part.lower.as_fd()));
+            match added.and_then(|()| recorder.write(held)) {
+                Ok(any) => more = any,
+                Err(error) => note(format_args!(
+                    "try {}: it cannot be applied, since what its command saw could not be written down: {error:#}",
+                    held.name
+                )),
+            }
         }
         let mut all = Merged::default();
         for part in self.parts {
             all.add(part.filesystem.mountpoint.as_bytes(), part_changes(held, &part.filesystem, part.lower, options)?);
         }
-        Ok((all.into_changes(), Ended(self.unions)))
+        Ok((all.into_changes(), Ended { unions: self.unions, more }))
     }
 
     /// Gives it up: nothing runs in it.
@@ -227,12 +239,16 @@ impl Running {
 }
 
 /// Unions that nobody uses any more.
-pub(crate) struct Ended(Vec<Arc<Union<DirTree>>>);
+pub(crate) struct Ended {
+    unions: Vec<Arc<Union<DirTree>>>,
+    /// Something was changed, be it in the diff or not.
+    pub(crate) more: bool,
+}
 
 impl Ended {
     /// They are kept: their uppers hold all names of hard links from here on.
     pub(crate) fn settle(self) {
-        self.0.iter().for_each(|union| daemon::settle(union));
+        self.unions.iter().for_each(|union| daemon::settle(union));
     }
 }
 
@@ -249,6 +265,11 @@ pub(crate) fn changes_of_kept(held: &Held, meta: &Meta, options: &ChangeOptions)
     for filesystem in &meta.filesystems {
         let place = filesystem.mountpoint.as_path();
         if !mounts::at(&table, place).is_some_and(|mount| filesystem.is(mount)) {
+            // Where nothing was changed nothing is missed.
+            let upper = Pair::within(&held.layer(filesystem.number)).upper;
+            if std::fs::read_dir(&upper).is_ok_and(|mut entries| entries.next().is_none()) {
+                continue;
+            }
             note(format_args!("try {}: {} is not mounted as it was; its changes are left out", held.name, place.display()));
             continue;
         }

@@ -243,7 +243,7 @@ fn a_user_without_the_right_is_told_so() {
 #[test]
 fn what_comes_later_is_refused_by_name() {
     let lab = Lab::layers();
-    lab.plyfs(&["try", "apply", "name"]).refused(125, "try apply name: it comes with a later version; ", &["plyfs try diff name"]);
+    lab.plyfs(&["try", "apply", "name"]).refused(125, "try name: no such try; ", &["plyfs try list"]);
     lab.plyfs(&["diff", "name"]).refused(1, "diff name: ", &["containers and images come with a later version; "]);
     lab.plyfs(&["diff", "--type", "container", "name"]).refused(1, "diff name: containers come with a later version; ", &[]);
     lab.plyfs(&["diff", "--type", "image", "a/b"]).refused(1, "diff a/b: images come with a later version; ", &[]);

@@ -199,7 +199,7 @@ pub(crate) fn mount_at(path: &Path) -> Option<(String, String, String)> {
     for &byte in path.as_os_str().as_encoded_bytes() {
         if b" \t\n\\#".contains(&byte) { escaped.extend(format!("\\{byte:03o}").bytes()) } else { escaped.push(byte) }
     }
-    let table = fs::read("/proc/self/mountinfo").unwrap();
+    let table = fs::read("/proc/thread-self/mountinfo").unwrap();
     let line = table.split(|&byte| byte == b'\n').rev().find(|line| line.split(|&byte| byte == b' ').nth(4) == Some(&escaped))?;
     let line = String::from_utf8_lossy(line);
     let (own, filesystem) = line.split_once(" - ").unwrap();

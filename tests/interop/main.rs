@@ -3,6 +3,7 @@
 //! | module | is |
 //! | --- | --- |
 //! | `acd` | what docker said of changes in containers, said by `plyfs run` and `plyfs diff` |
+//! | `apply` | `plyfs try apply` on a filesystem of its own: kills, others' edits, all kinds of changes |
 //! | `debian` | a Debian system in layers: packages, a compiler, git, python, on plyfs and on kernel overlayfs |
 //! | `podman` | podman and buildah with plyfs as their mount program |
 //! | `host` | `plyfs try` on this machine's own `/` |
@@ -14,6 +15,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod acd;
+#[path = "../common/apart.rs"]
+mod apart;
+mod apply;
 mod debian;
 mod host;
 #[path = "../common/kernel.rs"]

@@ -83,3 +83,37 @@ fn a_user_who_may_not_open_the_device_is_told_so() {
         done.refused(code, "/dev/fuse: Permission denied", &["; "]);
     }
 }
+
+#[test]
+fn an_ordinary_user_applies_what_he_tried_and_no_more_than_he_may() {
+    need_mounts!();
+    for ids in ALL {
+        let lab = machine();
+        let script = r#"
+            mkdir d; echo one > d/one; echo two > d/two; echo three > d/three; echo old > replaced; chmod 500 d
+            "$PLYFS" try --apply -- sh -c 'chmod 700 d; echo more >> d/one; rm d/two; echo x >> d/three; mkdir -p new/a; echo n > new/a/f; ln new/a/f new/g; chmod 555 new/a new; mv replaced moved
+                ln -s t new.link; mkfifo pipe; chmod 4711 own; setfattr -n user.x -v y own'
+            echo "code $?"; stat -c '%n %a %u %h %s' d d/* new new/a new/a/f new/g moved own pipe new.link; cat d/one d/three; getfattr --only-values -n user.x own; echo; ls -A; "$PLYFS" try list | wc -l
+            "$PLYFS" try --keep two -- sh -c 'echo y > d/one; mv roots taken; rm -f roots'; "$PLYFS" try apply two; echo "code $?"; cat d/one; ls roots"#;
+        let done = user(&lab, ids, script);
+        let text = done.text();
+        let (_, rest) = text.split_once("code 0\n").unwrap_or_else(|| panic!("{ids:?}: {done:?}"));
+        let u = USER;
+        let shown = format!(
+            "d 700 {u} 2 4096\nd/one 644 {u} 1 9\nd/three 644 {u} 1 8\nnew 555 {u} 3 4096\nnew/a 555 {u} 2 4096\nnew/a/f 644 {u} 2 2\nnew/g 644 {u} 2 2\n\
+             moved 644 {u} 1 4\nown 4711 {u} 1 3\npipe 644 {u} 1 0\nnew.link 777 {u} 1 1\none\nmore\nthree\nx\ny\n.local\nd\nmoved\nnew\nnew.link\nown\npipe\nroots\n1\n"
+        );
+        let (first, last) = rest.split_at(rest.len().min(shown.len()));
+        assert_eq!(first, shown, "{ids:?}: {done:?}");
+        match ids {
+            // What belongs to somebody else cannot even be moved in the view.
+            Ids::Single => assert!(last.ends_with("code 0\ny\nroots\n"), "{ids:?}: {done:?}"),
+            // It cannot be given to him again: nothing happens at all.
+            Ids::Whole => {
+                assert!(last.ends_with("one\nmore\nroots\n") && !last.contains("code 0"), "{ids:?}: {done:?}");
+                assert!(done.err.contains("nothing was changed"), "{ids:?}: {done:?}");
+            }
+        }
+        fs::remove_dir_all(lab.path("home")).unwrap();
+    }
+}

@@ -123,8 +123,9 @@ impl<T: UpperTree> Union<T> {
         while let Some(pair) = todo.pop() {
             match self.compare_dir(&pair, options, &mut walk, &mut todo) {
                 // Somebody removed it from a live lower. Nothing of the upper is in it, only a name of a hard link might have been.
-                Err(error) if pair.upper.is_none() && pair.plain && error.errno() == Errno::STALE => {
-                    tracing::debug!(path = %pair.path.escape_ascii(), "a directory went away while it was looked at");
+                // Or it cannot be read, so that nobody who looks through this union knows a name in it.
+                Err(error) if pair.upper.is_none() && pair.plain && matches!(error.errno(), Errno::STALE | Errno::ACCESS) => {
+                    tracing::debug!(path = %pair.path.escape_ascii(), %error, "a directory is not looked through for names of hard links");
                 }
                 other => other?,
             }

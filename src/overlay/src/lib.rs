@@ -12,6 +12,7 @@
 mod acl;
 mod attr;
 pub mod backend;
+mod backing;
 mod changes;
 mod copy_up;
 mod data;
@@ -44,6 +45,7 @@ mod xattr;
 
 pub use attr::{Attr, SetAttr};
 pub use backend::{DirTree, Keeping, LayerOpenError, MemFs, MemTree, Seek, check_overlap, recorded_dialect_of};
+pub use backing::Backing;
 pub use changes::{ChangeOptions, changes_of};
 pub use dir::NewNode;
 pub use error::{Error, Result};

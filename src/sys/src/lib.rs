@@ -15,6 +15,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 pub mod at;
+pub mod beneath;
 pub mod create;
 pub mod daemon;
 pub mod dir;

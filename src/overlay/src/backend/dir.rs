@@ -80,6 +80,13 @@ enum Placed {
 /// An open file of a real directory.
 pub struct DirFile(OwnedFd);
 
+impl DirFile {
+    /// Its descriptor.
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 impl fmt::Debug for DirNode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "dir:{}({:?})", self.0.id.ino, self.0.kind)
