@@ -8,6 +8,7 @@ mod busy;
 mod daemon;
 mod diff;
 mod fail;
+mod fsck;
 mod info;
 mod layers;
 mod marks;
@@ -55,6 +56,7 @@ enum Verb {
     Diff(diff::Args),
     Try(r#try::Args),
     Run(run::Args),
+    Fsck(fsck::Args),
     Info(info::Args),
     Completions(pages::Completions),
     Man(pages::Man),
@@ -80,7 +82,11 @@ pub(crate) fn parse(args: Vec<OsString>) -> Result<Invocation, ExitCode> {
         }
         Err(error) => {
             let verb = args.get(1).and_then(|verb| verb.to_str());
-            let code = if matches!(verb, Some("run" | "try")) { EXIT_LAUNCH } else { 1 };
+            let code = match verb {
+                Some("run" | "try") => EXIT_LAUNCH,
+                Some("fsck") => fsck::EXIT_USAGE,
+                _ => 1,
+            };
             Err(fail::print(&usage(&error, verb), code))
         }
     }
@@ -100,6 +106,7 @@ pub(crate) fn dispatch(Invocation(cli): Invocation) -> ExitCode {
         Verb::Info(args) => (info::main(&args, root), 1),
         Verb::Try(args) => (r#try::main(args, root), EXIT_LAUNCH),
         Verb::Run(args) => (run::main(args, root), EXIT_LAUNCH),
+        Verb::Fsck(args) => (fsck::main(&args), fsck::EXIT_FAILED),
         Verb::Completions(args) => (pages::completions(&args, &mut Cli::command()), 1),
         Verb::Man(args) => (pages::man(&args, Cli::command()), 1),
     };

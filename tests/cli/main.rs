@@ -7,6 +7,7 @@ mod apply;
 mod attempt;
 mod bad_input;
 mod diff;
+mod fsck;
 mod info;
 #[path = "../common/kernel.rs"]
 mod kernel;

@@ -136,7 +136,6 @@ fn marks_that_mean_nothing_are_no_reason_to_refuse() {
     fs::write(lab.path("a/.wh.top"), "").unwrap();
     fs::create_dir_all(lab.path("w/index")).unwrap();
     fs::write(lab.path("w/index/#2fe0f"), "").unwrap();
-    fs::write(lab.path("w/index/00fb1d0001"), "").unwrap();
     mount(&lab, "", &[]).ok();
     let _mounted = Mounted(lab.path("m"));
     assert_eq!(fs::read_to_string(lab.path("m/.wh.top")).unwrap(), "");

@@ -109,6 +109,23 @@ impl Layers {
         if left.is_empty() { Ok(()) } else { Err(format!("the index holds {left:?}, which have no names")) }
     }
 
+    /// Nothing is wrong with what the upper and its workdir hold, but for what a killed mount leaves.
+    fn check_fsck(&self) -> Result<(), String> {
+        let upper = Layer::trusted(DirTree::to_check(&self.upper(), &self.work()).map_err(|e| e.to_string())?);
+        let dialects = self.dialects.iter().copied().chain(std::iter::repeat(Dialect::Trusted));
+        let lowers = self.lowers.iter().zip(dialects).map(|(dir, dialect)| Layer::new(DirTree::lower(dir).unwrap(), dialect)).collect();
+        let union = Union::new(LayerStack { upper: Some(upper), lowers }, Behaviour::default()).unwrap();
+        let mut found = Vec::new();
+        let mut tell = |problem: plyfs_overlay::Problem| {
+            let expected = problem.what.starts_with("left over from") || problem.what.ends_with("names are all gone");
+            if !expected && matches!(problem.place.as_str(), "upperdir" | "workdir") {
+                found.push(problem);
+            }
+        };
+        union.fsck(false, &mut tell).map_err(|e| e.to_string())?;
+        if found.is_empty() { Ok(()) } else { Err(format!("fsck finds {found:?}")) }
+    }
+
     /// `work` is empty, and no lower layer was written.
     pub(crate) fn check(&self) -> Result<(), String> {
         let mut left: Vec<_> = std::fs::read_dir(self.work().join("work")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
@@ -341,14 +358,17 @@ pub(crate) fn run(case: &Case, with: With) -> Result<(), String> {
         drop(mount);
         checked.map_err(|e| format!("{what}: {e}"))
     };
+    layers.lock().unwrap().check_fsck().map_err(|e| format!("killed: {e}"))?;
     handover("killed")?;
     system(&layers, case.keep).settle()?;
     layers.lock().unwrap().check_settled()?;
+    layers.lock().unwrap().check_fsck().map_err(|e| format!("settled: {e}"))?;
     handover("settled")?;
     for (name, layers) in
         [("what it left itself", Some(&layers)), ("what the kernel left", kernel_layers.as_ref().filter(|_| kernel_is_with_us))]
     {
         let Some(layers) = layers else { continue };
+        layers.lock().unwrap().check_fsck().map_err(|e| format!("{name}: {e}"))?;
         let mut again = system(layers, case.keep);
         Watched::new(&mut again, &case.lowers).step(&Op::Forget, &Ok(Reply::Done), &reference).map_err(|e| format!("on {name}: {e}"))?;
         check_changes(&again, &before, &reference).map_err(|e| format!("on {name}: {e}"))?;

@@ -6,7 +6,9 @@
 
 use std::fmt;
 
-use plyfs_format::{AufsName, Dialect, MarkKind, Origin, Redirect, classify_aufs_name, is_whiteout_device, read_names, users_can_set};
+use plyfs_format::{
+    AufsName, Dialect, MarkKind, Origin, OriginError, Protattr, Redirect, classify_aufs_name, is_whiteout_device, read_names, users_can_set,
+};
 use plyfs_sys::Errno;
 use plyfs_sys::at::XattrMode;
 use plyfs_sys::stat::Kind;
@@ -157,7 +159,9 @@ impl<T: UpperTree> Union<T> {
         let layer = walk.layer;
         let below = |name: &[u8]| [path, b"/", name].concat();
         let marks = layer.private_xattrs(dir)?;
-        if !path.is_empty() {
+        if path.is_empty() {
+            self.judge_root(walk, dir, &marks)?;
+        } else {
             self.judge(walk, dir, path, Kind::Dir, &marks)?;
         }
         for entry in layer.tree.read_dir(dir).attempt("read a directory")? {
@@ -200,6 +204,25 @@ impl<T: UpperTree> Union<T> {
         }
     }
 
+    /// Judges the marks of a layer's root: of most that are there nothing depends.
+    fn judge_root(&self, walk: &mut Walk<'_, T>, root: &T::Node, marks: &[(Vec<u8>, Option<MarkKind>)]) -> Result<()> {
+        for (name, mark) in marks {
+            let shown = name.escape_ascii();
+            match mark {
+                None if users_can_set(name) => {}
+                None => self.report(walk, root, b"/", format!("mark {shown}: not known to this version")),
+                Some(MarkKind::Uuid) => {
+                    let value = walk.layer.tree.get_xattr(root, name).attempt("read a mark")?;
+                    if let Some(value) = value.filter(|value| value.len() != 16) {
+                        self.report(walk, root, b"/", format!("mark {shown} = {}: not 16 bytes", value.escape_ascii()));
+                    }
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Judges the marks of one object.
     fn judge(&self, walk: &mut Walk<'_, T>, node: &T::Node, path: &[u8], kind: Kind, marks: &[(Vec<u8>, Option<MarkKind>)]) -> Result<()> {
         let metacopy = kind == Kind::File && marks.iter().any(|(_, mark)| *mark == Some(MarkKind::Metacopy));
@@ -219,6 +242,12 @@ impl<T: UpperTree> Union<T> {
                     match Redirect::parse(&value) {
                         Err(why) => self.report(walk, node, path, format!("mark {shown} = {}: {why}", value.escape_ascii())),
                         Ok(_) => redirect = Some((name, value)),
+                    }
+                }
+                Some(MarkKind::Protattr) => {
+                    let value = walk.layer.tree.get_xattr(node, name).attempt("read a mark")?;
+                    if let Some(value) = value.filter(|value| Protattr::parse(value).is_none()) {
+                        self.report(walk, node, path, format!("mark {shown} = {}: neither a nor i nor both", value.escape_ascii()));
                     }
                 }
                 Some(MarkKind::Metacopy) if metacopy && users_can_set(name) => {
@@ -292,7 +321,18 @@ impl<T: UpperTree> Union<T> {
     fn scan_index(&self, layer: &Layer<T>, most: usize, found: &mut Vec<Finding>) -> Result<()> {
         let Some(index) = layer.tree.index() else { return Ok(()) };
         for entry in layer.tree.read_dir(&index).attempt("read the index")? {
-            let Ok(origin) = Origin::parse_index_name(&entry.name) else { continue };
+            let origin = match Origin::parse_index_name(&entry.name) {
+                Ok(origin) => origin,
+                // Temporary entries, which go; those of another version are refused before.
+                Err(OriginError::Malformed) if entry.name.first() == Some(&b'#') => continue,
+                Err(OriginError::Unknown) => continue,
+                Err(OriginError::Malformed) => {
+                    let path = [b"/index/", entry.name.as_slice()].concat();
+                    let what = "no name of an entry of the index".to_owned();
+                    found.push(Finding { layer: format!("{} (workdir)", layer.label), path, what });
+                    continue;
+                }
+            };
             let Some((_, stat)) = layer.tree.lookup(&index, &Name::new(&entry.name)?).attempt("look at the index")? else { continue };
             if stat.kind == Kind::Dir || is_whiteout_device(stat.kind == Kind::Char, stat.rdev) {
                 continue;

@@ -11,6 +11,7 @@
 mod fds;
 mod keeping;
 mod open;
+mod workdir;
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -27,6 +28,7 @@ use self::fds::{FdCache, Pinned};
 use self::keeping::Keeper;
 pub use self::keeping::Keeping;
 pub use self::open::{LayerOpenError, check_overlap, recorded_dialect_of};
+pub(crate) use self::workdir::{INCOMPAT, VOLATILE};
 use super::{Handle, ObjectId, Place, RawEntry, Rename, Seek, Trace, Tree, UpperTree};
 use crate::name::Name;
 use crate::owners::OwnerMap;

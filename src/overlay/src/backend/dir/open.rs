@@ -14,6 +14,7 @@ use plyfs_sys::mount::{self, MountInfo};
 use plyfs_sys::stat::Kind;
 use plyfs_sys::{Errno, OFlags, RenameFlags, create, handle, io, proc, process, root, statfs, tree};
 
+use super::workdir;
 use super::{DirNode, DirTree, FdCache, Keeper, NodeInner, ObjectId, Placed};
 use crate::sync::AtomicBool;
 
@@ -39,7 +40,9 @@ pub enum LayerOpenError {
         work: PathBuf,
     },
     /// One layer is inside another.
-    #[error("{inner_what} {inner} is inside {outer_what} {outer} (or the same directory); layers must not overlap")]
+    #[error(
+        "{inner_what} {inner} is inside {outer_what} {outer} (or the same directory); layers must not overlap: give directories beside each other"
+    )]
     Overlap {
         /// Option of the inner one.
         inner_what: &'static str,
@@ -57,6 +60,24 @@ pub enum LayerOpenError {
         what: &'static str,
         /// The path.
         path: PathBuf,
+    },
+    /// Kernel overlayfs uses it.
+    #[error("{what} {path} is in use by the overlay mounted at {at}; unmount that one first, or give this one a directory of its own")]
+    InKernelUse {
+        /// Which option named it.
+        what: &'static str,
+        /// The path.
+        path: PathBuf,
+        /// Where the overlay is mounted.
+        at: PathBuf,
+    },
+    /// The work directory was written by something that knows more.
+    #[error("workdir {path}: {what}; mount it with what wrote it, or see with 'plyfs fsck' what there is")]
+    OtherVersion {
+        /// The path.
+        path: PathBuf,
+        /// What is not known here.
+        what: String,
     },
     /// The work directory holds something that cannot be removed.
     #[error("workdir {path}: cannot prepare 'work' and 'index' in it: {errno}; give an empty directory")]
@@ -217,6 +238,8 @@ impl DirTree {
             }
         };
         let locks = vec![lock("upperdir", upper, upper_fd.as_fd())?, lock("workdir", work, work_fd.as_fd())?];
+        workdir::refuse_kernel_mounts(&[("upperdir", upper, upper_fd.as_fd()), ("workdir", work, work_fd.as_fd())])?;
+        workdir::check_version(work, work_fd.as_fd())?;
         let staging = subdir(work, work_fd.as_fd(), b"work")?;
         tree::remove_contents(staging.as_fd()).map_err(|errno| LayerOpenError::Work { path: work.into(), errno })?;
         let index = subdir(work, work_fd.as_fd(), b"index")?;
@@ -237,6 +260,34 @@ impl DirTree {
             idmap: None,
             locks,
         })
+    }
+
+    /// Opens upper and work directory to look at what is in them and to mend it: locked against a mount, and nothing made or emptied. `work` of the tree is the work directory
+    /// itself here.
+    ///
+    /// Errors: see [`LayerOpenError`].
+    pub fn to_check(upper: &Path, work: &Path) -> Result<Self, LayerOpenError> {
+        let upper_fd = open_root("upperdir", upper)?;
+        let work_fd = open_root("workdir", work)?;
+        let dev = |what, path, fd: BorrowedFd<'_>| at::stat(At::Fd(fd)).map(|stat| stat.dev).map_err(|errno| open_error(what, path, errno));
+        if dev("upperdir", upper, upper_fd.as_fd())? != dev("workdir", work, work_fd.as_fd())? {
+            return Err(LayerOpenError::OtherMount { upper: upper.into(), work: work.into() });
+        }
+        check_overlap(&[("upperdir", upper), ("workdir", work)])?;
+        let locks = vec![lock("upperdir", upper, upper_fd.as_fd())?, lock("workdir", work, work_fd.as_fd())?];
+        workdir::refuse_kernel_mounts(&[("upperdir", upper, upper_fd.as_fd()), ("workdir", work, work_fd.as_fd())])?;
+        let index = match at::stat(At::Name(work_fd.as_fd(), b"index")) {
+            Ok(stat) if stat.kind == Kind::Dir => {
+                let fd = at::open_path(At::Name(work_fd.as_fd(), b"index")).map_err(|errno| open_error("workdir", work, errno))?;
+                Some(root_node(fd).map_err(|errno| open_error("workdir", work, errno))?)
+            }
+            Ok(_) | Err(Errno::NOENT) => None,
+            Err(errno) => return Err(open_error("workdir", work, errno)),
+        };
+        let work = root_node(work_fd).map_err(|errno| open_error("workdir", work, errno))?;
+        let mut tree = Self::lower_from_fd(upper_fd).map_err(|errno| open_error("upperdir", upper, errno))?;
+        (tree.work, tree.index, tree.locks) = (Some(work), index, locks);
+        Ok(tree)
     }
 
     /// The number of the root's descriptor, which stays open as long as the tree: others may open `/proc/PID/fd/N`. It is of a private clone of
@@ -371,6 +422,10 @@ fn subdir(path: &Path, workdir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, 
         Err(errno) => return Err(open_error("workdir", path, errno)),
     }
     let dir = at::open_path(At::Name(workdir, name)).map_err(failed)?;
+    // What somebody mounted there is not ours to empty.
+    if mount::mount_id_of(dir.as_fd()).map_err(failed)? != mount::mount_id_of(workdir).map_err(failed)? {
+        return Err(failed(Errno::XDEV));
+    }
     match at::stat(At::Fd(dir.as_fd())).map_err(failed)?.kind {
         Kind::Dir => Ok(dir),
         _ => Err(failed(Errno::NOTDIR)),
