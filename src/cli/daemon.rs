@@ -17,7 +17,7 @@ use super::fail::failure;
 use super::mounts::SUBTYPE;
 use super::record::{self, Record, Written};
 use super::text::Text;
-use super::{marks, upper};
+use super::{marks, rootless, upper};
 
 /// A mount that was checked and can be made.
 #[derive(Debug)]
@@ -135,7 +135,7 @@ fn union(plan: &Plan) -> anyhow::Result<(Arc<Union<DirTree>>, Roots)> {
     let merged = marks::lowers(params);
     let lowers = marks::open(&merged, &params.data, params)?;
     let upper = match &params.writable {
-        Some(place) => Some(marks::upper(upper::open(place, atime_flags(params))?, &place.upper, plan.dialect)?),
+        Some(place) => Some(marks::upper(upper::open(place, atime_flags(params))?, &place.upper, plan.dialect, params.override_stat)?),
         None => None,
     };
     let roots = Roots {
@@ -143,11 +143,15 @@ fn union(plan: &Plan) -> anyhow::Result<(Arc<Union<DirTree>>, Roots)> {
         index: upper.as_ref().and_then(|layer| layer.tree.index_number()),
         aufs: merged.iter().map(|lower| lower.aufs).collect(),
     };
-    let behaviour = Behaviour {
+    let mut behaviour = Behaviour {
         metacopy: params.metacopy,
         lenient: params.lenient,
         ..behaviour(params.volatile || params.no_sync, params.live_lowers)
     };
+    if params.override_stat {
+        // No system call makes an object complete whose owner is in an attribute.
+        behaviour.own_ids = None;
+    }
     let union = make_union_with(LayerStack { upper, lowers }, behaviour, owners(params))?;
     marks::check(&union, params)?;
     Ok((union, roots))
@@ -166,6 +170,9 @@ fn own_ids() -> Option<(u32, u32)> {
 
 /// How owners show, with the ids that the kernel has for those who have none.
 fn owners(params: &Params) -> OwnerMap {
+    if params.owners.is_identity() && plyfs_sys::userns::is_inside() {
+        return rootless::as_mounter_shows();
+    }
     let overflow = |path: &str, map: IdMap| match std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()) {
         Some(id) => map.with_overflow(id),
         None => map,
@@ -179,7 +186,8 @@ pub(crate) fn make_union(stack: LayerStack<DirTree>, behaviour: Behaviour) -> an
     make_union_with(stack, behaviour, OwnerMap::default())
 }
 
-fn make_union_with(stack: LayerStack<DirTree>, behaviour: Behaviour, owners: OwnerMap) -> anyhow::Result<Arc<Union<DirTree>>> {
+/// Merges layers.
+pub(crate) fn make_union_with(stack: LayerStack<DirTree>, behaviour: Behaviour, owners: OwnerMap) -> anyhow::Result<Arc<Union<DirTree>>> {
     let union = Union::new(stack, behaviour).map_err(|error| failure("layers", error, "see that their roots can be read"))?;
     let union = union.with_owners(owners);
     union.clean_index().map_err(|error| failure("workdir", error, "see that its 'index' can be read and written"))?;

@@ -120,21 +120,24 @@ pub(crate) fn open(merged: &[PathBuf], data: &[PathBuf]) -> Result<Box<[Layer<Di
 /// An upper that plyfs has made itself: in a user namespace owners that cannot be given are kept beside the objects.
 pub(crate) fn own_upper(tree: DirTree, pair: &Pair) -> anyhow::Result<Layer<DirTree>> {
     if tree.is_writable() {
-        return marks::upper(tree, &pair.upper, None);
+        return marks::upper(tree, &pair.upper, None, false);
     }
     let recorded = recorded_dialect_of(&pair.work).map_err(|errno| failed(&pair.work, errno))?;
-    keeping_upper(tree, recorded.unwrap_or_else(marks::own_dialect), "the upper")
+    keeping_upper(tree, recorded.unwrap_or_else(marks::own_dialect), "the upper", false)
 }
 
 /// An upper in this dialect, with owners where they are kept.
-pub(crate) fn keeping_upper(tree: DirTree, dialect: Dialect, at: &str) -> anyhow::Result<Layer<DirTree>> {
+///
+/// `always`: all of them are kept in attributes (`xattr_permissions=2`).
+pub(crate) fn keeping_upper(tree: DirTree, dialect: Dialect, at: &str, always: bool) -> anyhow::Result<Layer<DirTree>> {
     let failed = |errno| failure(at, format_args!("cannot see or say where it keeps owners: {errno}"), "see that you can write there");
     let keeping = match own_keeping() {
+        _ if always => Keeping::Always,
         Keeping::InObjects if tree.keeps_owners_aside().map_err(failed)? => {
             if tree.is_writable() {
                 let why =
                     "its root has the attribute user.containers.override_stat: owners in it are kept in attributes, as in a user namespace";
-                return Err(failure(at, why, "mount it as the user whose it is, in a user namespace"));
+                return Err(failure(at, why, "mount it with -o xattr_permissions=2, or as the user whose it is, in a user namespace"));
             }
             Keeping::WhereRefused
         }

@@ -117,12 +117,14 @@ pub(crate) fn open(merged: &[Lower], data: &[PathBuf], params: &Params) -> Resul
 pub(crate) fn upper_to_read(tree: DirTree, path: &Path, params: &Params, known: Option<Dialect>) -> anyhow::Result<Layer<DirTree>> {
     let at = format!("upperdir {}", path.display());
     let asked = if params.whiteouts == Whiteouts::Aufs && !params.user_xattr { Dialect::Aufs } else { usual(params) };
-    Ok(layers::keeping_upper(tree, known.unwrap_or(asked), &at)?.named(at))
+    Ok(layers::keeping_upper(tree, known.unwrap_or(asked), &at, params.override_stat)?.named(at))
 }
 
 /// The upper of a mount, in the dialect that was chosen at its first mount: the one that is asked for, or the first that the place takes. A place that once took
 /// no attributes may take some now, and a process may see less than the one before: what is there would not be read then.
-pub(crate) fn upper(tree: DirTree, path: &Path, asked: Option<Dialect>) -> anyhow::Result<Layer<DirTree>> {
+///
+/// `always`: owners are kept in attributes, all of them.
+pub(crate) fn upper(tree: DirTree, path: &Path, asked: Option<Dialect>, always: bool) -> anyhow::Result<Layer<DirTree>> {
     let at = format!("upperdir {}", path.display());
     let unusable = |errno| {
         failure(&at, format_args!("cannot see or say in its workdir how marks are written: {errno}"), "see that you can write there")
@@ -161,7 +163,7 @@ pub(crate) fn upper(tree: DirTree, path: &Path, asked: Option<Dialect>) -> anyho
             result => result.map_err(unusable)?,
         }
     }
-    Ok(layers::keeping_upper(tree, dialect, &at)?.named(at))
+    Ok(layers::keeping_upper(tree, dialect, &at, always)?.named(at))
 }
 
 fn remedy_for(dialect: Dialect) -> &'static str {

@@ -30,8 +30,8 @@ Options, separated by commas or given by several -o:
                     podman are, overlay: of none
   uidmapping=D:S:N  N owners from D on show as those from S on, gidmapping=D:S:N groups
   squash_to_uid=N   all owners show as N, squash_to_gid=N groups, squash_to_root both as 0
-  xattr_permissions=2  owners and modes of lower files are those of user.containers.override_stat;
-                    not with upperdir, and implies nosuid and nodev
+  xattr_permissions=2  owners, modes and kinds of files are those of user.containers.override_stat,
+                    where those of U are kept, too; implies nosuid and nodev
   lenient           as --lenient
   volatile          do not wait for the disk; after a crash of the machine U is not to be trusted
   fsname=NAME       what the mount table shows as the source [default: plyfs]

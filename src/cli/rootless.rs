@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::PathBuf;
 
+use plyfs_overlay::{IdMap, OwnerMap};
 use plyfs_sys::ns::{self, Namespaces};
 use plyfs_sys::process::{self, caps};
 use plyfs_sys::userns::{self, IdRange, UserNsError};
@@ -54,6 +55,26 @@ pub(crate) fn enter(verb: &str, who: As) -> anyhow::Result<()> {
     }
     // The launcher is this program once more.
     caps::make_ambient().map_err(|errno| failure(verb, format_args!("cannot pass on capabilities: {errno}"), "see 'plyfs info'"))
+}
+
+/// How owners show in a user namespace to who mounts there, as a rule its root: those without a number there as his own, so that he can use what is theirs as far as this machine lets him. On
+/// disk they stay what they are.
+pub(crate) fn as_mounter_shows() -> OwnerMap {
+    if !userns::is_inside() {
+        return OwnerMap::default();
+    }
+    let map = |ranges: &[userns::IdRange], own: u32| {
+        let same = ranges.iter().map(|range| plyfs_overlay::IdRange { disk: range.inside, shown: range.inside, count: range.count });
+        // A map that cannot be is no map of the kernel's.
+        IdMap::ranges(same.collect()).unwrap_or_default().with_overflow(own)
+    };
+    match userns::own_ranges() {
+        Ok((uids, gids)) => OwnerMap { uids: map(&uids, process::effective_uid()), gids: map(&gids, process::effective_gid()) },
+        Err(errno) => {
+            tracing::warn!(%errno, "owners without a number in the namespace show as nobody");
+            OwnerMap::default()
+        }
+    }
 }
 
 fn refused(verb: &str, error: &UserNsError) -> anyhow::Error {

@@ -87,7 +87,7 @@ pub(crate) fn main(args: Args, root: Option<PathBuf>) -> anyhow::Result<ExitCode
     // A layer that is thrown away is not worth a wait for the disk.
     let behaviour = daemon::behaviour(place.scratch.is_some(), false);
     let upper = DirTree::upper(&place.pair.upper, &place.pair.work).inspect_err(|_| place.unmake())?;
-    let union = daemon::make_union(stack(&lowers, upper, &place.pair)?, behaviour)?;
+    let union = daemon::make_union_with(stack(&lowers, upper, &place.pair)?, behaviour, rootless::as_mounter_shows())?;
     let writable = Some(Writable { upper: place.pair.upper.clone(), work: place.pair.work.clone() });
     let user_xattr = marks::own_dialect() == Dialect::User;
     marks::check(&union, &Params { writable, user_xattr, ..Params::over(Vec::new()) }).inspect_err(|_| place.unmake())?;

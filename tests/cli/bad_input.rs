@@ -118,8 +118,6 @@ fn options_that_are_unknown_contradictory_or_not_supported_are_refused() {
         ("lowerdir=a,plugins=one", "option plugins=one: "),
         ("lowerdir=a,metacopy=maybe", "option metacopy=maybe: "),
         ("lowerdir=a,xattr_permissions=2,dev", "option xattr_permissions: not with dev or suid: "),
-        ("lowerdir=a,upperdir=u,workdir=w,userxattr,xattr_permissions=2", "option xattr_permissions: not with upperdir, "),
-        ("lowerdir=a,upperdir=u,workdir=w,whiteout=aufs,xattr_permissions=2", "option xattr_permissions: not with upperdir, "),
         ("lowerdir=a,whiteout=docker", "option whiteout=docker: the value must be auto, overlay or aufs; "),
         ("lowerdir=a,userxattr,metacopy=on", "option metacopy: not with userxattr, "),
         ("lowerdir=a:::b", "option lowerdir: three colons follow each other; "),

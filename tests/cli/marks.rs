@@ -270,19 +270,59 @@ fn owners_in_attributes_count_where_asked_for_and_make_no_device_or_set_uid() {
 }
 
 #[test]
-fn owners_that_users_can_forge_come_into_no_upper() {
+fn owners_modes_and_kinds_in_attributes_are_kept_so_in_the_upper() {
     need_mounts!();
     let lab = Lab::layers();
-    fs::copy("/bin/true", lab.path("a/su")).unwrap();
-    std::os::unix::fs::chown(lab.path("a/su"), Some(65534), Some(65534)).unwrap();
-    mark(lab.path("a/su"), "user.containers.override_stat", b"0:0:04777");
-    for dialect in ["userxattr", "whiteout=aufs", "userxattr,whiteout=aufs", "userxattr,ro"] {
-        let options = format!("{dialect},xattr_permissions=2,{}", lab.options());
-        let done = lab.plyfs(&["mount", "-o", &options, "m"]);
-        let _mounted = Mounted(lab.path("m"));
-        done.refused(1, "option xattr_permissions: not with upperdir, ", &["; leave out upperdir and workdir, which mounts read-only"]);
-        assert_eq!(fs::read_dir(lab.path("u")).unwrap().count(), 0);
+    const OVERRIDE: &str = "user.containers.override_stat";
+    for (file, value) in [("a/su", "0:0:04777"), ("a/disk", "1:2:0640:block-7-0")] {
+        fs::write(lab.path(file), "x").unwrap();
+        std::os::unix::fs::chown(lab.path(file), Some(65534), Some(65534)).unwrap();
+        mark(lab.path(file), OVERRIDE, value.as_bytes());
     }
+    let options = format!("xattr_permissions=2,{}", lab.options());
+    let seen = |path: &str| {
+        let meta = fs::symlink_metadata(lab.path(path)).unwrap();
+        (meta.mode(), meta.uid(), meta.gid(), meta.rdev())
+    };
+    let shows = || {
+        [
+            ("m/su", (0o104_777, 5, 0, 0)),
+            ("m/disk", (0o060_600, 1, 2, rustix::fs::makedev(7, 0))),
+            ("m/new", (0o106_711, 8, 9, 0)),
+            ("m/dir", (0o043_770, 8, 9, 0)),
+            ("m/null", (0o020_666, 0, 0, rustix::fs::makedev(1, 3))),
+            ("m/fifo", (0o010_640, 8, 9, 0)),
+        ]
+        .map(|(path, expected)| (path, seen(path), expected))
+    };
+    let mounted = lab.mount(&options);
+    let script = "chown 5 su; chmod 4777 su; chmod 600 disk; touch new; chown 8:9 new; chmod 6711 new; mkdir dir; chown 8:9 dir; chmod 3770 dir; mknod null c 1 3; chmod 666 null
+        mkfifo fifo; chown 8:9 fifo; chmod 640 fifo; setfattr -n user.containers.override_stat -v 0:0:04755 new
+        [ $(getfattr -m - new | grep -c override) = 1 ]; setfacl -m u:7:rwx dir/. ; rm top";
+    let done = Command::new("sh").args(["-ec", script]).current_dir(lab.path("m")).output().unwrap();
+    assert!(done.status.success(), "{done:?}");
+    let (_, _, flags) = crate::lab::mount_at(&mounted.0).unwrap();
+    assert!(flags.contains("nosuid") && flags.contains("nodev"), "{flags}");
+    for remounted in [false, true] {
+        for (path, found, expected) in shows() {
+            assert_eq!(found, expected, "{path}, mounted again: {remounted}");
+        }
+        // On disk nothing is anybody else's, a device, or runs as somebody else.
+        for path in ["u/su", "u/disk", "u/new", "u/dir", "u/null", "u/fifo"] {
+            let (mode, uid, gid, rdev) = seen(path);
+            assert!(mode & 0o7000 == 0 && [0o100_000, 0o040_000].contains(&(mode & 0o170_000)) && (uid, gid, rdev) == (0, 0, 0), "{path} {mode:o}");
+        }
+        if !remounted {
+            lab.plyfs(&["umount", "m"]).ok();
+            lab.plyfs(&["mount", "-o", &options, "m"]).ok();
+        }
+    }
+    let names = Command::new("getfattr").args(["-n", OVERRIDE, "--only-values", "new"]).current_dir(lab.path("m")).output().unwrap();
+    assert_eq!(names.stdout, b"0:0:04755", "an attribute of that name is the user's own, and says nothing");
+    assert_eq!(lab.plyfs(&["diff", "m"]).ok().text().lines().filter(|line| line.starts_with("C ")).collect::<Vec<_>>(), ["C /disk", "C /su"]);
+    lab.plyfs(&["umount", "m"]).ok();
+    lab.plyfs(&["mount", "-o", &lab.options(), "m"]).refused(1, "upperdir ", &["its root has the attribute", "; mount it with -o xattr_permissions=2"]);
+    drop(mounted);
 }
 
 /// Everything that shows in `m`, in words.

@@ -75,7 +75,7 @@ pub struct Params {
     pub whiteouts: Whiteouts,
     /// `uidmapping`, `gidmapping` and `squash_to_*`: how owners show.
     pub owners: OwnerMap,
-    /// `xattr_permissions=2`: owner, mode and kind in the lowers are those of `user.containers.override_stat`. Only without an upper, without `dev` and `suid`.
+    /// `xattr_permissions=2`: owner, mode and kind are those of `user.containers.override_stat`, in the lowers and in the upper. Without `dev` and `suid`.
     pub override_stat: bool,
     /// `lenient`: what bears a mark that cannot be honoured is shown without it, read-only.
     pub lenient: bool,
@@ -625,11 +625,6 @@ impl Builder {
                 return contradiction("workdir", "given without upperdir; add upperdir=DIR, or leave workdir out for a read-only mount");
             }
         };
-        if params.override_stat && params.writable.is_some() {
-            let why = "not with upperdir, where a copy would have the owner and mode that every owner of a lower file can forge; \
-                       leave out upperdir and workdir, which mounts read-only, or leave it out";
-            return contradiction("xattr_permissions", why);
-        }
         if params.metacopy && params.live_lowers {
             return contradiction("metacopy", "with lower=live the data of a file would change below its size; leave one of them out");
         }

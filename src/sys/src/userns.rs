@@ -122,6 +122,21 @@ pub fn is_inside() -> bool {
     fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !maps_all(&map))
 }
 
+/// The ids of users that have a number in this process's namespace, and those of groups.
+///
+/// # Errors
+///
+/// Those of reading `/proc`.
+pub fn own_ranges() -> Result<(Vec<IdRange>, Vec<IdRange>)> {
+    let read = |file: &str| fs::read_to_string(file).map(|map| map.lines().filter_map(range_of).collect()).map_err(|error| errno(&error));
+    Ok((read("/proc/self/uid_map")?, read("/proc/self/gid_map")?))
+}
+
+fn range_of(line: &str) -> Option<IdRange> {
+    let mut fields = line.split_ascii_whitespace().map(|field| field.parse().ok());
+    Some(IdRange { inside: fields.next()??, outside: fields.next()??, count: fields.next()?? })
+}
+
 /// This process's user as the namespace around its own calls it; the same in the first namespace.
 pub fn uid_outside() -> u32 {
     let own = process::effective_uid();
@@ -129,12 +144,8 @@ pub fn uid_outside() -> u32 {
 }
 
 fn outside(map: &str, id: u32) -> Option<u32> {
-    let range = |line: &str| {
-        let mut fields = line.split_ascii_whitespace().map(|field| field.parse().ok());
-        Some(IdRange { inside: fields.next()??, outside: fields.next()??, count: fields.next()?? })
-    };
     let holds = |range: &IdRange| id.checked_sub(range.inside).is_some_and(|offset| offset < range.count);
-    map.lines().filter_map(range).find(holds).map(|range| range.outside + (id - range.inside))
+    map.lines().filter_map(range_of).find(holds).map(|range| range.outside + (id - range.inside))
 }
 
 fn maps_all(map: &str) -> bool {
