@@ -310,7 +310,10 @@ fn owners_modes_and_kinds_in_attributes_are_kept_so_in_the_upper() {
         // On disk nothing is anybody else's, a device, or runs as somebody else.
         for path in ["u/su", "u/disk", "u/new", "u/dir", "u/null", "u/fifo"] {
             let (mode, uid, gid, rdev) = seen(path);
-            assert!(mode & 0o7000 == 0 && [0o100_000, 0o040_000].contains(&(mode & 0o170_000)) && (uid, gid, rdev) == (0, 0, 0), "{path} {mode:o}");
+            assert!(
+                mode & 0o7000 == 0 && [0o100_000, 0o040_000].contains(&(mode & 0o170_000)) && (uid, gid, rdev) == (0, 0, 0),
+                "{path} {mode:o}"
+            );
         }
         if !remounted {
             lab.plyfs(&["umount", "m"]).ok();
@@ -319,9 +322,16 @@ fn owners_modes_and_kinds_in_attributes_are_kept_so_in_the_upper() {
     }
     let names = Command::new("getfattr").args(["-n", OVERRIDE, "--only-values", "new"]).current_dir(lab.path("m")).output().unwrap();
     assert_eq!(names.stdout, b"0:0:04755", "an attribute of that name is the user's own, and says nothing");
-    assert_eq!(lab.plyfs(&["diff", "m"]).ok().text().lines().filter(|line| line.starts_with("C ")).collect::<Vec<_>>(), ["C /disk", "C /su"]);
+    assert_eq!(
+        lab.plyfs(&["diff", "m"]).ok().text().lines().filter(|line| line.starts_with("C ")).collect::<Vec<_>>(),
+        ["C /disk", "C /su"]
+    );
     lab.plyfs(&["umount", "m"]).ok();
-    lab.plyfs(&["mount", "-o", &lab.options(), "m"]).refused(1, "upperdir ", &["its root has the attribute", "; mount it with -o xattr_permissions=2"]);
+    lab.plyfs(&["mount", "-o", &lab.options(), "m"]).refused(
+        1,
+        "upperdir ",
+        &["its root has the attribute", "; mount it with -o xattr_permissions=2"],
+    );
     drop(mounted);
 }
 

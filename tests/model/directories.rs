@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use plyfs_format::Dialect;
-use plyfs_overlay::{Behaviour, DirTree, Layer, LayerStack, Union};
+use plyfs_overlay::{Behaviour, DirTree, Keeping, Layer, LayerStack, Union};
 use rustix::mount::UnmountFlags;
 use tempfile::TempDir;
 
@@ -16,7 +16,7 @@ use crate::divergences;
 use crate::memory::{Extra, sparse};
 use crate::plain::Plain;
 use crate::reference::{Mtime, Reference, Reply};
-use crate::run::{Watched, at_step, check_changes};
+use crate::run::{Watched, at_step, check_changes, run_refusing};
 use crate::union::{Again, UnionSystem};
 use plyfs_sys::stat::Kind;
 
@@ -30,6 +30,8 @@ pub(crate) struct Layers {
     pub(crate) lowers: Vec<PathBuf>,
     digests: Vec<String>,
     dialects: Vec<Dialect>,
+    written: Dialect,
+    keeping: Keeping,
 }
 
 impl Layers {
@@ -44,8 +46,9 @@ impl Layers {
         let mut lowers = Vec::new();
         let sparse = sparse(specs);
         let padding = (0..extra.padding).map(|index| if index % 7 == 0 { sparse.clone() } else { LayerSpec::default() });
-        let dialects: Vec<_> =
-            (0..specs.len()).map(|index| if extra.dialects { dialect_of(specs, index) } else { Dialect::Trusted }).collect();
+        let dialects: Vec<_> = (0..specs.len())
+            .map(|index| if extra.dialects { dialect_of(specs, index) } else { extra.lowers.unwrap_or(Dialect::Trusted) })
+            .collect();
         let spellings = dialects.iter().copied().chain(std::iter::repeat(Dialect::Trusted));
         for (index, (spec, dialect)) in specs.iter().cloned().chain(padding).zip(spellings).enumerate() {
             let dir = base.path().join(format!("lower{index}"));
@@ -55,7 +58,17 @@ impl Layers {
             lowers.push(dir);
         }
         let digests = lowers.iter().take(specs.len()).map(|dir| digest(dir)).collect();
-        let mut this = Self { base, in_place: case.keep, metacopy: case.metacopy, uppers: 0, lowers, digests, dialects };
+        let mut this = Self {
+            base,
+            in_place: case.keep,
+            metacopy: case.metacopy,
+            uppers: 0,
+            lowers,
+            digests,
+            dialects,
+            written: extra.written(),
+            keeping: extra.keeping,
+        };
         this.new_upper();
         this
     }
@@ -84,17 +97,24 @@ impl Layers {
         self.new_upper();
         copy_root(&below, &self.upper());
         self.digests.insert(0, digest(&below));
-        self.dialects.insert(0, Dialect::Trusted);
+        self.dialects.insert(0, self.written);
         self.lowers.insert(0, below);
     }
 
     pub(crate) fn union(&self) -> Union<DirTree> {
-        let upper = DirTree::upper(&self.upper(), &self.work()).unwrap();
+        let upper = DirTree::upper(&self.upper(), &self.work()).unwrap().keeping(self.keeping).unwrap();
+        let aside = self.keeping != Keeping::InObjects;
         let dialects = self.dialects.iter().copied().chain(std::iter::repeat(Dialect::Trusted));
-        let lowers = self.lowers.iter().zip(dialects).map(|(dir, dialect)| Layer::new(DirTree::lower(dir).unwrap(), dialect)).collect();
-        let own_ids = self.in_place.then_some((0, 0));
+        let lowers = self
+            .lowers
+            .iter()
+            .zip(dialects)
+            .map(|(dir, dialect)| Layer::new(DirTree::lower(dir).unwrap(), dialect).with_overrides(aside))
+            .collect();
+        let own_ids = (self.in_place && self.keeping != Keeping::Always).then_some((0, 0));
         let behaviour = Behaviour { volatile: true, own_ids, metacopy: self.metacopy, ..Behaviour::default() };
-        let union = Union::new(LayerStack { upper: Some(Layer::trusted(upper)), lowers }, behaviour).unwrap();
+        let union =
+            Union::new(LayerStack { upper: Some(Layer::new(upper, self.written).with_overrides(aside)), lowers }, behaviour).unwrap();
         union.clean_index().unwrap();
         if self.in_place && self.metacopy {
             union.keep_reserve();
@@ -401,4 +421,18 @@ pub(crate) fn with_own_mounts(work: impl FnOnce() + Send + 'static) {
     if let Err(panic) = thread.join() {
         std::panic::resume_unwind(panic);
     }
+}
+
+/// Runs a case on uppers of a dialect that cannot hold all, or that keep owners in attributes.
+pub(crate) fn run_upper(case: &Case, extra: Extra) -> Result<(), String> {
+    let Some(mut case) = divergences::without_what_a_dialect_loses(case, extra.written()) else { return Ok(()) };
+    if extra.lowers == Some(Dialect::User) {
+        divergences::without_what_is_the_privileged_alone(&mut case);
+    }
+    let layers = Arc::new(Mutex::new(Layers::with(&case.lowers, &case, extra)));
+    let mut union = system(&layers, case.keep);
+    run_refusing(&case, extra.written(), &mut union, &|| layers.lock().unwrap().check())?;
+    union.unmount()?;
+    drop(union);
+    layers.lock().unwrap().check()
 }

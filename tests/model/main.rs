@@ -5,6 +5,7 @@
 //! | `case`, `generate`, `shrink` | cases as values and text, from a seed, made small |
 //! | `reference` | the POSIX oracle, a tree in memory |
 //! | `union` | the union under test, over memory (`memory`) and real directories (`directories`) |
+//! | `inside` | the tests once more in a user namespace |
 //! | `nested` | unions on unions, through real mounts |
 //! | `plain` | a real directory or kernel mount through system calls |
 //! | `diff` | the diff by its rules |
@@ -27,6 +28,7 @@ mod directories;
 mod divergences;
 mod fault;
 mod generate;
+mod inside;
 mod killed;
 mod memory;
 mod nested;
@@ -48,6 +50,7 @@ mod skip;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use plyfs_format::Dialect;
+use plyfs_overlay::Keeping;
 
 use crate::case::Case;
 use crate::generate::{Options, case};
@@ -156,6 +159,52 @@ fn directories_of_every_dialect_agree_with_a_plain_directory() {
         let with = directories::With { plain: true, kernel: false, handover: false, extra };
         cases("dialects in directories", 150, Options { ops: 12, remounts: true }, &|case| directories::run(case, with));
     });
+}
+
+/// Runs the cases of each kind of upper in directories.
+fn uppers(kinds: &[(&str, memory::Extra)], count: u64) {
+    for (name, extra) in kinds {
+        cases(name, count, Options { ops: 16, remounts: true }, &|case| directories::run_upper(case, *extra));
+    }
+}
+
+#[test]
+fn uppers_of_every_dialect_in_directories_agree_with_the_reference() {
+    if !is_root() {
+        skip::skip!("needs root");
+    }
+    directories::with_own_mounts(|| {
+        let upper = |dialect, keeping| memory::Extra { upper: Some(dialect), keeping, ..Default::default() };
+        uppers(
+            &[
+                ("User", upper(Dialect::User, Keeping::InObjects)),
+                ("Aufs", upper(Dialect::Aufs, Keeping::InObjects)),
+                ("Trusted, owners in attributes", upper(Dialect::Trusted, Keeping::Always)),
+                ("User, owners in attributes", upper(Dialect::User, Keeping::Always)),
+            ],
+            60,
+        );
+    });
+}
+
+#[test]
+fn uppers_in_a_user_namespace_agree_with_the_reference() {
+    const INSIDE: &str = "PLYFS_MODEL_INSIDE";
+    if std::env::var_os(INSIDE).is_none() {
+        if !is_root() {
+            skip::skip!("needs root");
+        }
+        return inside::again("uppers_in_a_user_namespace_agree_with_the_reference", INSIDE);
+    }
+    let upper = |dialect, keeping| memory::Extra { upper: Some(dialect), keeping, lowers: Some(Dialect::User), ..Default::default() };
+    uppers(
+        &[
+            ("User", upper(Dialect::User, Keeping::WhereRefused)),
+            ("Aufs", upper(Dialect::Aufs, Keeping::WhereRefused)),
+            ("User, owners in attributes", upper(Dialect::User, Keeping::Always)),
+        ],
+        60,
+    );
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use plyfs_format::Dialect;
 use plyfs_overlay::backend::{RawEntry, Tree};
-use plyfs_overlay::{Behaviour, Layer, LayerStack, MemFs, MemTree, Name as Checked, Union};
+use plyfs_overlay::{Behaviour, Keeping, Layer, LayerStack, MemFs, MemTree, Name as Checked, Union};
 use plyfs_sys::at::{SetTime, XattrMode};
 
 use crate::build::{dialect_of, digest_mem, in_memory, in_memory_as};
@@ -139,6 +139,10 @@ pub(crate) struct Extra {
     pub(crate) dialects: bool,
     /// The dialect of the uppers, if it is another one than that of root.
     pub(crate) upper: Option<Dialect>,
+    /// Where uppers in directories keep owners.
+    pub(crate) keeping: Keeping,
+    /// The dialect of all lowers, if it is another one than that of root.
+    pub(crate) lowers: Option<Dialect>,
 }
 
 impl Extra {

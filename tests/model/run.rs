@@ -98,8 +98,7 @@ pub(crate) fn run_refusing<T: UpperTree>(
         if *op == Op::Restack {
             before = reference.clone();
         }
-        if dialect == Dialect::Aufs && matches!(op, Op::Remount | Op::Restack) {
-            // Nothing says of a copy what it was copied from.
+        if divergences::dialect_forgets_numbers(dialect, watched.system.name()) && matches!(op, Op::Remount | Op::Restack) {
             watched.forget_numbers();
         }
         watched.check(&reference).map_err(|e| at_step(step, op, &e))?;

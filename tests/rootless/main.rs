@@ -7,6 +7,7 @@ mod attempt;
 #[allow(dead_code)]
 mod lab;
 mod mount;
+mod run;
 #[path = "../common/skip.rs"]
 mod skip;
 mod user;

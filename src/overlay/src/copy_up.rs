@@ -281,7 +281,7 @@ impl<T: UpperTree> Union<T> {
             return Err(error);
         }
         let id = tree.id(&staged.node);
-        if staged.origin.is_none() && inode.kind != Kind::Dir {
+        if (staged.origin.is_none() || !tree.opens_handles()) && inode.kind != Kind::Dir {
             self.table.note_copy(id, inode.origin);
         }
         inode.publish_upper(staged.node, id, !staged.metacopy);

@@ -339,6 +339,7 @@ impl<T: UpperTree> Union<T> {
         name: &Name,
         (node, mut stat, last): (T::Node, Stat, bool),
     ) -> Result<Found<T>> {
+        let dir_lowers = lowers;
         let mut marks = self.marks(layer, &node)?;
         marks.opaque |= last || stat.kind == Kind::Dir && layer.is_aufs_opaque(&node)?;
         let id = layer.tree.id(&node);
@@ -357,7 +358,15 @@ impl<T: UpperTree> Union<T> {
             }
             _ => (Vec::new(), None),
         };
-        let marked = marks.origin.as_ref().map(|mark| self.verify_origin(mark, stat.kind)).transpose()?.flatten();
+        let mut marked = marks.origin.as_ref().map(|mark| self.verify_origin(mark, stat.kind)).transpose()?.flatten();
+        // Of several names of one object only one is where the lower has it, and all must have one number.
+        let alone = stat.kind != Kind::Dir && stat.nlink == 1;
+        if let (Some(mark), None, true) = (&marks.origin, marked, alone && !layer.tree.opens_handles()) {
+            marked = self.origin_by_name(mark, dir_lowers, name)?;
+            if let Some((origin, _)) = marked {
+                self.table.note_copy(id, origin);
+            }
+        }
         let links = marks.nlink.map(|mark| {
             let lower_nlink = marked.as_ref().map_or(stat.nlink, |(_, nlink)| *nlink);
             Links { delta: mark.shown(stat.nlink, lower_nlink) - i64::from(stat.nlink), alias: false }
@@ -393,6 +402,17 @@ impl<T: UpperTree> Union<T> {
     /// The lower object that an origin mark names, and its link count, if it still exists and is of the same kind.
     pub(crate) fn verify_origin(&self, mark: &Origin, kind: Kind) -> Result<Option<(ObjectId, u32)>> {
         Ok(self.origin_stat(mark, kind)?.map(|stat| (ObjectId::of(&stat), stat.nlink)))
+    }
+
+    /// What an origin mark names where handles cannot be opened: the lower object of the same name, if its handle is that of the mark.
+    fn origin_by_name(&self, mark: &Origin, lowers: &[LowerObject<T>], name: &Name) -> Result<Option<(ObjectId, u32)>> {
+        let found = self.lookup_lowers(lowers, name, false)?;
+        let (Some(lower), Some(stat)) = (found.objects.first(), found.stat) else { return Ok(None) };
+        let handle = self.lower_layer(lower.layer)?.handle(&lower.node)?;
+        let same = handle.is_some_and(|handle| {
+            handle.uuid == mark.uuid && handle.handle.kind == i32::from(mark.fid_type) && handle.handle.bytes == mark.fid
+        });
+        Ok(same.then(|| (ObjectId::of(&stat), stat.nlink)))
     }
 
     /// Resolves a name in a live directory. The caller holds its DIR lock.

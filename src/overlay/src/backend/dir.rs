@@ -470,6 +470,10 @@ impl Tree for DirTree {
         Ok((stat.kind == Kind::Dir).then_some(way))
     }
 
+    fn opens_handles(&self) -> bool {
+        open::may_open_handles()
+    }
+
     fn by_handle(&self, handle: &Handle) -> Result<Option<Stat>> {
         self.open_handle(handle)?.map(|fd| at::stat(At::Fd(fd.as_fd()))).transpose()
     }

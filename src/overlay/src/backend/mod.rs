@@ -146,6 +146,10 @@ pub trait Tree: Send + Sync + 'static {
     /// Where a directory is: the names from the layer's root down to it, each with what it names. `None` for a handle that opens nothing, another kind, or a directory outside of
     /// the layer.
     fn trace(&self, handle: &Handle) -> Result<Option<Trace>>;
+    /// Whether this process may open handles at all: not in a user namespace.
+    fn opens_handles(&self) -> bool {
+        true
+    }
     /// The object behind a handle; `None` if it is of another filesystem, is gone, or handles may not be opened here.
     fn by_handle(&self, handle: &Handle) -> Result<Option<Stat>>;
 }

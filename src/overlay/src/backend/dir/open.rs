@@ -380,6 +380,13 @@ fn cloned_pair(
     Ok((below(&upper, upper_fd)?, below(&work, work_fd)?))
 }
 
+/// Whether this process may open file handles: with CAP_DAC_READ_SEARCH in the first user namespace.
+pub(super) fn may_open_handles() -> bool {
+    static MAY: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    let capable = || process::caps::effective().is_ok_and(|set| set & process::caps::Set::DAC_READ_SEARCH.bits() != 0);
+    *MAY.get_or_init(|| capable() && !plyfs_sys::userns::is_inside())
+}
+
 /// The name of the file in a workdir that says in which dialect its upper is written.
 const RECORD: &[u8] = b"dialect";
 
