@@ -27,7 +27,11 @@ fn an_upper_that_another_namespace_wrote_is_not_read_without_its_marks() {
     assert_eq!(inside(&options).code, Some(0));
     let asked = |first: &str| lab.plyfs(&["mount", "-o", &format!("{first}{options}"), "m"]);
     asked("").refused(1, "upperdir ", &["its marks are in attributes of users", "; mount it with -o userxattr"]);
-    asked("userxattr,").refused(1, "upperdir ", &["user.containers.override_stat", "; mount it as the user whose it is"]);
+    asked("userxattr,").refused(
+        1,
+        "upperdir ",
+        &["user.containers.override_stat", "; mount it with -o xattr_permissions=2, or as the user whose it is"],
+    );
 }
 
 #[test]

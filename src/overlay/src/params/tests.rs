@@ -171,8 +171,6 @@ fn contradictions_name_the_option_and_the_remedy() {
         ("lowerdir=/a,squash_to_uid=4294967295", "option squash_to_uid=4294967295: the value must be an id, "),
         ("lowerdir=/a,context=", "option context: it needs a value; "),
         ("lowerdir=/a,context=a,context=b", "option context: given more than once; "),
-        ("lowerdir=/a,upperdir=/u,workdir=/w,userxattr,xattr_permissions=2", "option xattr_permissions: not with upperdir, "),
-        ("lowerdir=/a,upperdir=/u,workdir=/w,whiteout=aufs,xattr_permissions=2,ro", "option xattr_permissions: not with upperdir, "),
         ("lowerdir=/a,whiteout=no", "option whiteout=no: the value must be auto, overlay or aufs; "),
         ("lowerdir=/a,lower=dead", "option lower=dead: the value must be live; "),
         ("lowerdir=/a,redirect_dir", "option redirect_dir: it needs a value; "),
@@ -218,7 +216,7 @@ prop_compose! {
         let pair = all.split_off(all.len() - 2);
         let data = all.split_off(data.index(all.len()) + 1);
         let [live_lowers, metacopy, volatile, read_only, dev, suid, exec, debug, lenient, user_xattr, no_sync, no_sym_follow, overrides] = flags;
-        let override_stat = overrides && !writable;
+        let override_stat = overrides;
         Params {
             lowers: all,
             data,
