@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use plyfs_format::Dialect;
 use plyfs_fuse::{ServeOptions, Served};
-use plyfs_overlay::params::{Atime, Params};
+use plyfs_overlay::params::{Atime, Params, Timeouts};
 use plyfs_overlay::{Behaviour, DirTree, IdMap, LayerStack, OwnerMap, Union};
 use plyfs_sys::at::{self, At};
 use plyfs_sys::mount::{self, FuseOptions, MountAttrFlags};
@@ -60,7 +60,7 @@ pub(crate) fn start(plan: &Plan) -> anyhow::Result<Live> {
 
     let params = &plan.params;
     let (union, roots) = union(plan)?;
-    let options = if params.live_lowers { ServeOptions::live() } else { ServeOptions::default() };
+    let options = serve_options(params);
     let served = serve(&union, &fuse_options(params), options, &format!("mount {}", plan.mountpoint.display()))?;
 
     let mut attached = None;
@@ -125,8 +125,8 @@ fn mount_refused(at: &str, error: &mount::MountError) -> anyhow::Error {
 struct Roots {
     fds: Vec<i32>,
     index: Option<i32>,
-    /// Of each lower that merges, whether its whiteouts are file names.
-    aufs: Vec<bool>,
+    /// Of each lower that merges.
+    dialects: Vec<Dialect>,
 }
 
 fn union(plan: &Plan) -> anyhow::Result<(Arc<Union<DirTree>>, Roots)> {
@@ -138,14 +138,29 @@ fn union(plan: &Plan) -> anyhow::Result<(Arc<Union<DirTree>>, Roots)> {
         Some(place) => Some(marks::upper(upper::open(place, atime_flags(params))?, &place.upper, plan.dialect, params.override_stat)?),
         None => None,
     };
+    if let Some(upper) = upper.as_ref().filter(|upper| params.kernel_compat && upper.dialect == Dialect::Aufs) {
+        let why = "its filesystem takes only marks that kernel overlayfs does not read";
+        return Err(failure(&upper.label, why, "leave out kernel_compat, or put it on ext4, xfs, btrfs or tmpfs"));
+    }
+    if let Some(upper) = upper.as_ref().filter(|_| params.volatile) {
+        let marked = upper.tree.mark_volatile();
+        marked.map_err(|errno| {
+            failure("workdir", format_args!("the mark of a volatile mount cannot be written: {errno}"), "leave out volatile")
+        })?;
+    }
     let roots = Roots {
         fds: lowers.iter().chain(&upper).filter_map(|layer| layer.tree.root_number()).collect(),
         index: upper.as_ref().and_then(|layer| layer.tree.index_number()),
-        aufs: merged.iter().map(|lower| lower.aufs).collect(),
+        dialects: merged.iter().map(|lower| lower.dialect).collect(),
     };
     let mut behaviour = Behaviour {
         metacopy: params.metacopy,
         lenient: params.lenient,
+        redirects: params.redirects,
+        static_nlink: params.static_nlink,
+        no_acls: params.no_acls,
+        plain_numbers: params.plain_numbers,
+        kernel_compat: params.kernel_compat,
         ..behaviour(params.volatile || params.no_sync, params.live_lowers)
     };
     if params.override_stat {
@@ -205,6 +220,19 @@ fn atime_flags(params: &Params) -> MountAttrFlags {
     attrs
 }
 
+/// How long the kernel believes what it is told.
+fn serve_options(params: &Params) -> ServeOptions {
+    let usual = if params.live_lowers { ServeOptions::live() } else { ServeOptions::default() };
+    let Timeouts { entry, negative, attr } = params.timeouts;
+    ServeOptions {
+        entry_timeout: entry.unwrap_or(usual.entry_timeout),
+        negative_timeout: negative.unwrap_or(usual.negative_timeout),
+        attr_timeout: attr.unwrap_or(usual.attr_timeout),
+        acls: !params.no_acls,
+        ..usual
+    }
+}
+
 fn flags(params: &Params) -> MountAttrFlags {
     let mut attrs = atime_flags(params);
     attrs.set(MountAttrFlags::MOUNT_ATTR_NOSYMFOLLOW, params.no_sym_follow);
@@ -258,13 +286,13 @@ fn write_record(plan: &Plan, dev: (u32, u32), roots: &Roots, dialect: Option<Dia
     let options = Text::from(plan.params.to_os_string());
     let written = Record::own(dev, &plan.mountpoint, options).and_then(|mut record| {
         let mut fds = roots.fds.iter().copied();
-        let mut aufs = roots.aufs.iter().copied();
+        let mut dialects = roots.dialects.iter().map(|dialect| dialect.name().to_owned());
         for (what, path) in plan.params.paths() {
             let path = Text::from(path.as_path());
             match (what, fds.next()) {
-                ("lowerdir", Some(fd)) => record.lowers.push(record::Layer { path, fd, aufs: aufs.next().unwrap_or(false) }),
-                ("datadir", Some(fd)) => record.data.push(record::Layer { path, fd, aufs: false }),
-                ("upperdir", Some(fd)) => record.upper = Some(record::Layer { path, fd, aufs: false }),
+                ("lowerdir", Some(fd)) => record.lowers.push(record::Layer { path, fd, dialect: dialects.next() }),
+                ("datadir", Some(fd)) => record.data.push(record::Layer { path, fd, dialect: None }),
+                ("upperdir", Some(fd)) => record.upper = Some(record::Layer { path, fd, dialect: None }),
                 _ => record.work = Some(path),
             }
         }

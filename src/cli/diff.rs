@@ -12,7 +12,7 @@ use plyfs_overlay::{Behaviour, ChangeOptions, DirTree, LayerStack, Union, change
 use super::fail::failure;
 use super::layers::index_in;
 use super::operand::{self, Known, Type};
-use super::record::Record;
+use super::record::{self, Record};
 use super::{marks, mounts, output};
 
 /// Show what was added, changed and deleted.
@@ -115,10 +115,13 @@ fn of_operand(operand: &OsStr, forced: Option<Type>, options: &ChangeOptions) ->
         return Err(failure(&at, why, "give --upper and --lower"));
     };
     let Some(upper) = &record.upper else { return Ok(Vec::new()) };
-    let lowers: Vec<marks::Lower> =
-        record.lowers.iter().map(|layer| marks::Lower { path: record.way_to(layer), aufs: layer.aufs }).collect();
     let mut params =
         Params::parse([OsStr::from_bytes(record.options.as_bytes())]).map_err(|error| failure(&at, error, "give --upper and --lower"))?;
+    let lower = |layer: &record::Layer| {
+        let dialect = layer.dialect.as_deref().and_then(Dialect::from_name).unwrap_or(marks::usual(&params));
+        marks::Lower { path: record.way_to(layer), dialect }
+    };
+    let lowers: Vec<marks::Lower> = record.lowers.iter().map(lower).collect();
     params.data = record.data.iter().map(|layer| record.way_to(layer)).collect();
     let index = record.index.map(|fd| record.way_through(fd));
     let known = record.dialect.as_deref().and_then(Dialect::from_name);

@@ -63,29 +63,32 @@ pub(crate) fn can_be_read(at: &str) -> anyhow::Result<()> {
 }
 
 /// The dialect of layers that the options do not speak of.
-fn usual(params: &Params) -> Dialect {
+pub(crate) fn usual(params: &Params) -> Dialect {
     if params.user_xattr { Dialect::User } else { Dialect::Trusted }
 }
 
-/// A lower that merges, and whether its whiteouts are file names.
+/// A lower that merges, and how its marks are spelled.
 #[derive(Debug)]
 pub(crate) struct Lower {
     pub(crate) path: PathBuf,
-    pub(crate) aufs: bool,
+    pub(crate) dialect: Dialect,
 }
 
 /// The lowers of a mount with these options that merge.
 pub(crate) fn lowers(params: &Params) -> Vec<Lower> {
     let known = |path: &PathBuf| {
-        let aufs = match params.whiteouts {
-            Whiteouts::Auto => storage::is_unpacked_layer(path),
-            Whiteouts::Overlay => false,
-            Whiteouts::Aufs => true,
+        let dialect = match params.whiteouts {
+            Whiteouts::Auto => match storage::dialect_of(path) {
+                Some(dialect) => {
+                    tracing::info!(path = %path.display(), ?dialect, "a layer in the store of podman");
+                    dialect
+                }
+                None => usual(params),
+            },
+            Whiteouts::Overlay => usual(params),
+            Whiteouts::Aufs => Dialect::Aufs,
         };
-        if aufs && params.whiteouts == Whiteouts::Auto {
-            tracing::info!(path = %path.display(), "a layer in the store of podman: whiteouts are file names, too");
-        }
-        Lower { path: path.clone(), aufs }
+        Lower { path: path.clone(), dialect }
     };
     params.lowers.iter().map(known).collect()
 }
@@ -103,8 +106,7 @@ fn open_lower(lower: &Lower, params: &Params) -> Result<Layer<DirTree>, LayerOpe
     let mapped = !params.owners.is_identity() && is_idmapped(path);
     let tree = DirTree::lower(path)?;
     let tree = if mapped { tree.behind_idmap(params.owners.clone()) } else { tree };
-    let dialect = if lower.aufs { Dialect::Aufs } else { usual(params) };
-    Ok(Layer::new(tree, dialect).named(format!("lowerdir {}", path.display())).with_overrides(params.override_stat))
+    Ok(Layer::new(tree, lower.dialect).named(format!("lowerdir {}", path.display())).with_overrides(params.override_stat))
 }
 
 /// The lowers of a mount with these options, the topmost first: those that merge, and those that hold only data.

@@ -33,14 +33,14 @@ Options, separated by commas or given by several -o:
   xattr_permissions=2  owners, modes and kinds of files are those of user.containers.override_stat,
                     where those of U are kept, too; implies nosuid and nodev
   lenient           as --lenient
-  volatile          do not wait for the disk; after a crash of the machine U is not to be trusted
+  volatile          do not wait for the disk; after a crash of the machine U is not to be trusted,
+                    and is refused
   fsname=NAME       what the mount table shows as the source [default: plyfs]
   ro nodev nosuid noexec noatime nodiratime strictatime, and their opposites
   @FILE             the options in a file, one a line or with commas; # begins a comment
 A backslash precedes a colon, comma or backslash that is part of a path. Other options of kernel
-overlayfs, fuse-overlayfs and mount(8) are accepted where they ask for what plyfs does anyway, and
-refused by name elsewhere. PLYFS_LOG=debug shows on stderr what happens, until the mount is live or,
-with -f, until it ends.";
+overlayfs, fuse-overlayfs and mount(8) are obeyed, or refused by name; docs/OPTIONS.md lists all.
+PLYFS_LOG=debug shows on stderr what happens, until the mount is live or, with -f, until it ends.";
 
 /// Mount a union of directories.
 #[derive(Debug, clap::Args)]

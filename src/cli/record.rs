@@ -48,9 +48,9 @@ pub(crate) struct Layer {
     pub(crate) path: Text,
     /// The server's descriptor of its root.
     pub(crate) fd: i32,
-    /// Its whiteouts are file names.
+    /// The word for its dialect, of a lower that merges.
     #[serde(default)]
-    pub(crate) aufs: bool,
+    pub(crate) dialect: Option<String>,
 }
 
 /// A mount.
@@ -243,7 +243,7 @@ mod tests {
     fn a_record_is_found_while_its_process_lives_and_goes_with_the_guard() {
         let dir = tempfile::tempdir().unwrap();
         let mut record = Record::own((0, 77), Path::new("/m"), Text::from(&b"lowerdir=/a"[..])).unwrap();
-        record.upper = Some(Layer { path: Text::from(&b"/u\xff"[..]), fd: 5, aufs: false });
+        record.upper = Some(Layer { path: Text::from(&b"/u\xff"[..]), fd: 5, dialect: None });
         let written = record.write_to(dir.path()).unwrap();
         assert_eq!(Record::find_in(dir.path(), (0, 77)).unwrap(), Some(record.clone()));
         assert_eq!(Record::find_in(dir.path(), (0, 78)).unwrap(), None);

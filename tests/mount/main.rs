@@ -11,6 +11,7 @@
 //! | `listing` | directories read while they change, numbers of inodes |
 //! | `rights` | setuid, ACLs, setgid directories, umask, xattrs: as a plain directory has them |
 //! | `flags` | immutable, append-only and other inode flags |
+//! | `options` | redirects, ACLs, numbers, what is volatile, timeouts: as the options of the mount say |
 //! | `uses` | locks, programs, sockets, pipes |
 //! | `watch` | watches and locks while data moves; what has no name any more |
 //! | `sync` | what is on the disk when a call returns |
@@ -40,6 +41,7 @@ mod links;
 mod listing;
 mod metacopy;
 mod names;
+mod options;
 mod places;
 mod plain;
 mod ranges;

@@ -79,9 +79,9 @@ impl<T: UpperTree> Filesystem for Adapter<T> {
             | InitFlags::FUSE_ATOMIC_O_TRUNC
             // The union applies the umask, because a default ACL overrules it.
             | InitFlags::FUSE_DONT_MASK
-            | InitFlags::FUSE_POSIX_ACL
             // Else each write(2) asks for security.capability first.
             | InitFlags::FUSE_HANDLE_KILLPRIV_V2;
+        wanted.set(InitFlags::FUSE_POSIX_ACL, self.options.acls);
         wanted.set(InitFlags::FUSE_CACHE_SYMLINKS, self.options.cache_symlinks);
         // On a mount that all changes go through, a changed mtime is our own doing and the pages are right.
         wanted.set(InitFlags::FUSE_AUTO_INVAL_DATA, self.options.auto_inval_data);

@@ -83,6 +83,8 @@ pub struct ServeOptions {
     pub attr_timeout: Duration,
     /// How long it may believe that a name is not there.
     pub negative_timeout: Duration,
+    /// The kernel obeys POSIX ACLs; else it knows mode bits alone.
+    pub acls: bool,
     /// Pages of a file stay cached from one opening to the next.
     pub keep_cache: bool,
     /// The entries of a directory are cached.
@@ -106,6 +108,7 @@ impl Default for ServeOptions {
             entry_timeout: DAY,
             attr_timeout: DAY,
             negative_timeout: DAY,
+            acls: true,
             keep_cache: true,
             cache_dir: true,
             cache_symlinks: true,

@@ -118,7 +118,7 @@ impl<T: UpperTree> Union<T> {
             let merged = inode.merged_lowers().len() + usize::from(inode.upper.get().is_some()) > 1;
             if inode.nameless.load(Ordering::Relaxed) {
                 stat.nlink = 0;
-            } else if merged {
+            } else if merged || self.behaviour.static_nlink {
                 // As the kernel: counting subdirectories of a merged directory is not worth it, and 1 tells find not to rely on it.
                 stat.nlink = 1;
             }

@@ -246,6 +246,7 @@ impl<T: UpperTree> Union<T> {
         let mut first = None;
         // Each round goes on in a lower layer than the one before.
         let path = loop {
+            self.may_follow(&redirect)?;
             let path = match redirect {
                 None => None,
                 Some(Redirect::Sibling(sibling)) => {

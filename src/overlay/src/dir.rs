@@ -161,16 +161,24 @@ impl<T: UpperTree> Union<T> {
         over_whiteout: bool,
     ) -> Result<Blueprint> {
         const SETGID: u32 = 0o2000;
+        let escaped = matches!(node, NewNode::Char(rdev) if is_whiteout_device(true, rdev));
+        if escaped && self.behaviour.kernel_compat {
+            return Err(Error::NotPermitted("a character device 0:0, which kernel overlayfs does not show"));
+        }
         let (caller_uid, caller_gid) = self.maker(caller)?;
         let tree = &self.upper()?.tree;
         let dir = self.upper_node(parent)?;
         let above = tree.stat(dir).attempt("stat the parent")?;
-        let acl = match node {
-            NewNode::Symlink(_) => Inherited::default(),
-            _ => match tree.get_xattr(dir, acl::DEFAULT).attempt("read the default ACL")? {
-                Some(default) => acl::inherit(&default, mode, node.kind() == Kind::Dir).map_err(|e| Error::Damaged(e.to_owned()))?,
-                None => Inherited::from_umask(mode, umask),
-            },
+        let default = match node {
+            NewNode::Symlink(_) => None,
+            _ => tree.get_xattr(dir, acl::DEFAULT).attempt("read the default ACL")?,
+        };
+        // The upper's filesystem would pass it on, whether there are ACLs here or not.
+        let inherits = default.is_some();
+        let acl = match default.filter(|_| !self.behaviour.no_acls) {
+            _ if matches!(node, NewNode::Symlink(_)) => Inherited::default(),
+            Some(default) => acl::inherit(&default, mode, node.kind() == Kind::Dir).map_err(|e| Error::Damaged(e.to_owned()))?,
+            None => Inherited::from_umask(mode, umask),
         };
         let mut mode = acl.mode & 0o7777;
         let mut gid = caller_gid;
@@ -182,9 +190,8 @@ impl<T: UpperTree> Union<T> {
         }
         let own = self.behaviour.own_ids == Some((caller_uid, caller_gid));
         let one_step = matches!(node, NewNode::File | NewNode::Dir | NewNode::Symlink(_)) || !tree.stands_in();
-        let in_place = own && one_step && !over_whiteout && above.mode & SETGID == 0 && acl.xattrs().next().is_none();
+        let in_place = own && one_step && !over_whiteout && above.mode & SETGID == 0 && !inherits;
         // On disk it would be a whiteout.
-        let escaped = matches!(node, NewNode::Char(rdev) if is_whiteout_device(true, rdev));
         let node = if escaped { NewNode::Char(ESCAPED_WHITEOUT_RDEV) } else { node };
         Ok(Blueprint { node, mode, uid: caller_uid, gid, acl, over_whiteout, in_place: in_place && !escaped, escaped })
     }

@@ -35,18 +35,21 @@ fn fold(device: u64, ino: u64) -> u64 {
 #[derive(Default)]
 pub(crate) struct InoMap {
     devices: RwLock<Vec<u64>>,
+    /// Every number is the host's own.
+    plain: bool,
 }
 
 impl InoMap {
     /// A map that gives the first of these devices the unchanged numbers. A device may be there several times.
-    pub(crate) fn new(layers: impl IntoIterator<Item = u64>) -> Self {
+    /// `plain`: all devices have theirs unchanged.
+    pub(crate) fn new(layers: impl IntoIterator<Item = u64>, plain: bool) -> Self {
         let mut devices = Vec::new();
         for dev in layers {
             if !devices.contains(&dev) {
                 devices.push(dev);
             }
         }
-        Self { devices: RwLock::new(devices) }
+        Self { devices: RwLock::new(devices), plain }
     }
 
     /// The number of an object; `None` for the two that mean something else (the table then gives a reserved one).
@@ -60,7 +63,7 @@ impl InoMap {
             })
         });
         let number = match device {
-            0 if id.ino < RESERVED => id.ino,
+            _ if (device == 0 || self.plain) && id.ino < RESERVED => id.ino,
             1..=MAX_DEVICE if id.ino < 1 << DEVICE_SHIFT => id.ino | (device as u64) << DEVICE_SHIFT,
             // Of a union of unions: every number is this large.
             _ => return Some(Ino(FOLDED | (fold(device as u64, id.ino) >> 2))),
@@ -75,8 +78,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn plain_numbers_are_the_hosts_on_all_devices() {
+        let map = InoMap::new([7, 8], true);
+        for dev in [7, 8, 9] {
+            assert_eq!(map.number(ObjectId { dev, ino: 42 }), Some(Ino(42)));
+        }
+        assert_eq!(map.number(ObjectId { dev: 8, ino: 1 }), None);
+    }
+
+    #[test]
     fn one_device_keeps_the_hosts_numbers_and_more_devices_do_not_collide() {
-        let map = InoMap::new([7]);
+        let map = InoMap::new([7], false);
         assert_eq!(map.number(ObjectId { dev: 7, ino: 42 }), Some(Ino(42)));
         let other = map.number(ObjectId { dev: 8, ino: 42 }).unwrap();
         assert_ne!(other, Ino(42));
@@ -86,16 +98,16 @@ mod tests {
 
     #[test]
     fn numbers_do_not_depend_on_what_is_looked_at_first() {
-        let map = InoMap::new([7, 8, 7, 9]);
+        let map = InoMap::new([7, 8, 7, 9], false);
         let ninth = map.number(ObjectId { dev: 9, ino: 42 });
-        let again = InoMap::new([7, 8, 7, 9]);
+        let again = InoMap::new([7, 8, 7, 9], false);
         assert!(again.number(ObjectId { dev: 8, ino: 42 }).is_some());
         assert_eq!(again.number(ObjectId { dev: 9, ino: 42 }), ninth);
     }
 
     #[test]
     fn zero_and_one_have_no_pure_number_and_what_does_not_fit_has_a_folded_one() {
-        let map = InoMap::new([7]);
+        let map = InoMap::new([7], false);
         for ino in [0, 1] {
             assert_eq!(map.number(ObjectId { dev: 7, ino }), None);
         }

@@ -271,11 +271,11 @@ pub(crate) struct Table<T: Tree> {
 }
 
 impl<T: Tree> Table<T> {
-    /// A table in which objects of the first device have the host's own numbers; the layers' devices, in their order.
-    pub(crate) fn new(devices: impl IntoIterator<Item = u64>) -> Arc<Self> {
+    /// A table in which objects of the first device, or with `plain` of all, have the host's own numbers; the layers' devices, in their order.
+    pub(crate) fn new(devices: impl IntoIterator<Item = u64>, plain: bool) -> Arc<Self> {
         Arc::new(Self {
             slots: DashMap::new(),
-            numbers: InoMap::new(devices),
+            numbers: InoMap::new(devices, plain),
             next_reserved: AtomicU64::new(RESERVED),
             reserved: DashMap::new(),
             unmarked: DashMap::new(),

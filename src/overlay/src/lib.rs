@@ -60,4 +60,4 @@ pub use owners::{IdMap, IdRange, OwnerMap};
 pub use readdir::DirEntry;
 pub use rename::RenameMode;
 pub use scan::{Finding, Probe};
-pub use union::{Behaviour, Caller, Event, Union};
+pub use union::{Behaviour, Caller, Event, Redirects, Union};

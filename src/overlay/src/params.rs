@@ -8,6 +8,7 @@
 //! Every option of those two and of libfuse is in one table (`table.rs`): it is obeyed, or accepted because it asks for what plyfs does anyway, or
 //! refused by its name. Nothing is ignored silently. Nothing is opened here; what a path leads to is checked where layers are opened.
 
+mod lowers;
 mod table;
 mod text;
 
@@ -16,12 +17,16 @@ use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use plyfs_sys::mount::Propagation;
 
+use self::lowers::path_list;
+pub use self::lowers::{Lowers, parse_paths};
 use self::table::{Rule, rule};
 use self::text::{escape, number, path_of, split, split_at, unescape};
 use crate::owners::{IdMap, IdRange, OwnerMap};
+use crate::union::Redirects;
 
 /// When a read changes the access time of a file (the mount's flag; the union's own times are those of its layers).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -56,6 +61,17 @@ pub enum Whiteouts {
     Aufs,
 }
 
+/// How long the kernel may believe what it was told; `None`: as long as plyfs finds right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Timeouts {
+    /// That a name means an object.
+    pub entry: Option<Duration>,
+    /// That a name is not there.
+    pub negative: Option<Duration>,
+    /// An object's attributes.
+    pub attr: Option<Duration>,
+}
+
 /// The options of a mount, checked against each other. Paths are as they were given.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Params {
@@ -69,6 +85,12 @@ pub struct Params {
     pub live_lowers: bool,
     /// `metacopy=on`: a change of a file's metadata copies no data up.
     pub metacopy: bool,
+    /// `redirect_dir`: what is done with redirects of directories.
+    pub redirects: Redirects,
+    /// `xino=off`: inode numbers are those of the layers' filesystems.
+    pub plain_numbers: bool,
+    /// `kernel_compat=on`: nothing is written that kernel overlayfs does not show as it is.
+    pub kernel_compat: bool,
     /// `userxattr`: marks are in attributes of users, those of kernel overlayfs and of fuse-overlayfs.
     pub user_xattr: bool,
     /// `whiteout`: which lowers have whiteouts that are file names, beside those of the other forms.
@@ -77,6 +99,12 @@ pub struct Params {
     pub owners: OwnerMap,
     /// `xattr_permissions=2`: owner, mode and kind are those of `user.containers.override_stat`, in the lowers and in the upper. Without `dev` and `suid`.
     pub override_stat: bool,
+    /// `noacl`: there are no POSIX ACLs.
+    pub no_acls: bool,
+    /// `static_nlink`: directories have one link.
+    pub static_nlink: bool,
+    /// `timeout` and the like.
+    pub timeouts: Timeouts,
     /// `lenient`: what bears a mark that cannot be honoured is shown without it, read-only.
     pub lenient: bool,
     /// `volatile`: nothing waits for the disk.
@@ -164,6 +192,12 @@ pub enum ParamError {
     },
 }
 
+/// What fuse-overlayfs takes for ever.
+const LONGEST_TIMEOUT: f64 = 1e9;
+
+/// Which timeouts an option sets.
+type TimeoutPlaces = fn(&mut Timeouts) -> Vec<&mut Option<Duration>>;
+
 /// Options as they come in.
 struct Builder {
     params: Params,
@@ -172,6 +206,8 @@ struct Builder {
     upper: Option<PathBuf>,
     work: Option<PathBuf>,
     squash_to_root: bool,
+    /// `redirect_dir` was given.
+    redirects: bool,
     /// The last `fsync` or `sync`.
     fsync: Option<bool>,
     /// `dev` and `suid` were said, and not taken back.
@@ -182,7 +218,17 @@ struct Builder {
 impl Default for Builder {
     fn default() -> Self {
         let params = Params::over(Vec::new());
-        Self { params, listed: false, upper: None, work: None, squash_to_root: false, fsync: None, dev: false, suid: false }
+        Self {
+            params,
+            listed: false,
+            upper: None,
+            work: None,
+            squash_to_root: false,
+            redirects: false,
+            fsync: None,
+            dev: false,
+            suid: false,
+        }
     }
 }
 
@@ -252,10 +298,16 @@ impl Params {
             writable: None,
             live_lowers: false,
             metacopy: false,
+            redirects: Redirects::Written,
+            plain_numbers: false,
+            kernel_compat: false,
             user_xattr: false,
             whiteouts: Whiteouts::Auto,
             owners: OwnerMap::default(),
             override_stat: false,
+            no_acls: false,
+            static_nlink: false,
+            timeouts: Timeouts::default(),
             lenient: false,
             volatile: false,
             no_sync: false,
@@ -320,6 +372,12 @@ impl Params {
         let flags = [
             (self.live_lowers, "lower=live"),
             (self.metacopy, "metacopy=on"),
+            (self.redirects == Redirects::Followed, "redirect_dir=follow"),
+            (self.redirects == Redirects::Refused, "redirect_dir=nofollow"),
+            (self.plain_numbers, "xino=off"),
+            (self.kernel_compat, "kernel_compat=on"),
+            (self.no_acls, "noacl"),
+            (self.static_nlink, "static_nlink"),
             (self.user_xattr, "userxattr"),
             (self.whiteouts == Whiteouts::Aufs, "whiteout=aufs"),
             (self.whiteouts == Whiteouts::Overlay, "whiteout=overlay"),
@@ -348,6 +406,12 @@ impl Params {
         for (map, mapping, squash) in [(&owners.uids, "uidmapping", "squash_to_uid"), (&owners.gids, "gidmapping", "squash_to_gid")] {
             if !map.is_identity() {
                 option(if map.is_squashed() { squash } else { mapping }, Some(OsStr::new(&map.to_string())));
+            }
+        }
+        let Timeouts { entry, negative, attr } = self.timeouts;
+        for (name, timeout) in [("entry_timeout", entry), ("negative_timeout", negative), ("attr_timeout", attr)] {
+            if let Some(timeout) = timeout {
+                option(name, Some(OsStr::new(&format!("{}.{:03}", timeout.as_secs(), timeout.subsec_millis()))));
             }
         }
         for (name, value) in &self.contexts {
@@ -502,6 +566,46 @@ impl Builder {
         (self.suid, self.dev) = (false, false);
     }
 
+    fn redirect_dir(&mut self, value: &[u8]) -> Result<(), ParamError> {
+        self.params.redirects = match value {
+            b"on" => Redirects::Written,
+            // As the kernel with `redirect_always_follow`, which is its default.
+            b"follow" | b"off" => Redirects::Followed,
+            b"nofollow" => Redirects::Refused,
+            _ => {
+                let option = format!("redirect_dir={}", String::from_utf8_lossy(value));
+                return Err(ParamError::Value { option, expected: "on, follow, nofollow or off".to_owned() });
+            }
+        };
+        self.redirects = true;
+        Ok(())
+    }
+
+    fn xino(&mut self, value: &[u8]) -> Result<(), ParamError> {
+        self.params.plain_numbers = match value {
+            b"off" => true,
+            b"on" | b"auto" => false,
+            _ => {
+                let option = format!("xino={}", String::from_utf8_lossy(value));
+                return Err(ParamError::Value { option, expected: "on, auto or off".to_owned() });
+            }
+        };
+        Ok(())
+    }
+
+    /// Seconds, with a fraction down to milliseconds.
+    fn timeout(&mut self, name: &'static str, value: &[u8], places: TimeoutPlaces) -> Result<(), ParamError> {
+        let seconds = std::str::from_utf8(value).ok().and_then(|text| text.parse::<f64>().ok());
+        let seconds = seconds.filter(|seconds| (0.0..=LONGEST_TIMEOUT).contains(seconds)).ok_or_else(|| ParamError::Value {
+            option: format!("{name}={}", String::from_utf8_lossy(value)),
+            expected: format!("seconds, 0 to {LONGEST_TIMEOUT:e}"),
+        })?;
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // It is in the range.
+        let timeout = Duration::from_millis((seconds * 1000.0).round() as u64);
+        places(&mut self.params.timeouts).into_iter().for_each(|place| *place = Some(timeout));
+        Ok(())
+    }
+
     /// One triple after the other, `DISK:SHOWN:COUNT`; podman puts a colon before them.
     fn mapping(&mut self, name: &'static str, value: &[u8], place: fn(&mut Params) -> &mut IdMap) -> Result<(), ParamError> {
         let wrong = |expected: String| ParamError::Value { option: format!("{name}={}", String::from_utf8_lossy(value)), expected };
@@ -591,6 +695,24 @@ impl Builder {
     fn finish(self) -> Result<Params, ParamError> {
         let mut params = self.params;
         let contradiction = |option, why| Err(ParamError::Contradiction { option, why });
+        // As the kernel.
+        if params.metacopy && self.redirects && params.redirects != Redirects::Written {
+            return contradiction(
+                "metacopy",
+                "only with redirect_dir=on: a metacopy that is renamed has a redirect; leave one of the two out",
+            );
+        }
+        if params.user_xattr && self.redirects && params.redirects == Redirects::Written {
+            let why = "with userxattr no redirects are written, which every user could set; leave one of the two out";
+            return contradiction("redirect_dir", why);
+        }
+        let longest = [params.timeouts.entry, params.timeouts.negative, params.timeouts.attr].into_iter().flatten().max();
+        if params.live_lowers && longest.is_some_and(|longest| longest > Duration::from_secs(1)) {
+            return contradiction(
+                "timeout",
+                "with lower=live nothing is believed for more than a second; say 1 or less, or leave one of the two out",
+            );
+        }
         if params.metacopy && params.user_xattr {
             return contradiction("metacopy", "not with userxattr, where every user can set the mark; leave one of them out");
         }
@@ -640,66 +762,6 @@ impl Builder {
         }
         Ok(params)
     }
-}
-
-/// The lower layers of a list.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Lowers {
-    /// Those that merge, topmost first.
-    pub merged: Vec<PathBuf>,
-    /// Those that hold only data, topmost first.
-    pub data: Vec<PathBuf>,
-}
-
-impl Lowers {
-    /// All of them, topmost first.
-    pub fn all(&self) -> impl Iterator<Item = &PathBuf> {
-        self.merged.iter().chain(&self.data)
-    }
-}
-
-/// Reads a list of directories, topmost first, as `lowerdir` has it: a colon between them, two before each data-only layer, a backslash before a colon that is
-/// part of a name.
-///
-/// Errors: [`ParamError`] with `option` as the name, for an empty list, an empty part, a directory named twice and one that merges below a data-only layer.
-pub fn parse_paths(option: &'static str, list: &OsStr) -> Result<Lowers, ParamError> {
-    path_list(option, list.as_bytes())
-}
-
-fn path_list(option: &'static str, value: &[u8]) -> Result<Lowers, ParamError> {
-    let parts = split_at(value, b':');
-    let contradiction = |why| Err(ParamError::Contradiction { option, why });
-    let mut lowers = Lowers::default();
-    let mut data = false;
-    for (index, part) in parts.iter().enumerate() {
-        if part.is_empty() {
-            if parts.len() == 1 {
-                return contradiction("it is empty; name at least one directory");
-            }
-            if index == 0 || index + 1 == parts.len() {
-                return contradiction("a colon stands at an end; colons stand between directories, and one in a name is written \\:");
-            }
-            if data {
-                return contradiction("three colons follow each other; one stands between directories, two before a data-only one");
-            }
-            data = true;
-            continue;
-        }
-        let path = path_of(part);
-        if lowers.all().any(|other| *other == path) {
-            return Err(ParamError::SamePath { option, path });
-        }
-        if std::mem::take(&mut data) {
-            lowers.data.push(path);
-        } else if lowers.data.is_empty() {
-            lowers.merged.push(path);
-        } else {
-            return contradiction(
-                "a directory that is shown stands after a data-only one; write '::' before each data-only one, and those last",
-            );
-        }
-    }
-    Ok(lowers)
 }
 
 #[cfg(test)]

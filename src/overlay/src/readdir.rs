@@ -268,8 +268,10 @@ impl<T: UpperTree> Union<T> {
                     Ok(Resolved::Found(found)) => (self.table.number(found.new.origin), found.new.kind),
                     // Something behind our back took it away.
                     Ok(Resolved::Absent { .. }) => continue,
-                    // It is there; who looks it up hears of the damage, and the others in the directory can be listed.
-                    Err(Error::Damaged(_) | Error::Unrepresentable(_) | Error::Stale(_)) => (self.table.number(entry.id), entry.kind),
+                    // It is there; who looks it up hears of the damage (or that its redirect is not followed), and the others in the directory can be listed.
+                    Err(Error::Damaged(_) | Error::Unrepresentable(_) | Error::Stale(_) | Error::NotPermitted(_)) => {
+                        (self.table.number(entry.id), entry.kind)
+                    }
                     Err(error) => return Err(error),
                 }
             };

@@ -21,7 +21,7 @@ use crate::inode::{DirState, Inode};
 use crate::lock::{DIR, RankedWrite};
 use crate::name::Name;
 use crate::resolve::Resolved;
-use crate::union::{Caller, Union};
+use crate::union::{Caller, Redirects, Union};
 
 /// Flags of rename(2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -99,6 +99,9 @@ impl<T: UpperTree> Union<T> {
     /// redirect cannot be written; the layers' errors.
     pub fn rename(&self, parent: Ino, name: &Name, new_parent: Ino, new_name: &Name, mode: RenameMode) -> Result<()> {
         self.upper()?;
+        if self.behaviour.kernel_compat && mode.leaves().is_some() {
+            return Err(Error::Invalid("a character device 0:0, which kernel overlayfs does not show"));
+        }
         self.may_be_named(new_name)?;
         if mode == RenameMode::Exchange {
             self.may_be_named(name)?;
@@ -406,6 +409,9 @@ impl<T: UpperTree> Union<T> {
         let Some(part) = inode.dir.as_deref() else { return Ok(()) };
         if inode.merged_lowers().is_empty() {
             return if to.dir.merged_lowers().is_empty() { Ok(()) } else { self.mark_opaque(node) };
+        }
+        if self.behaviour.redirects != Redirects::Written {
+            return Err(Error::CrossDevice("no redirects are written"));
         }
         let same_parent = Arc::ptr_eq(from.dir, to.dir);
         let current = part.redirect.lock().clone();

@@ -20,7 +20,7 @@ use crate::flags;
 use crate::inode::{Inode, NewInode};
 use crate::layer::{Layer, LowerIndex, LowerObject};
 use crate::name::Name;
-use crate::union::Union;
+use crate::union::{Redirects, Union};
 
 /// The marks of one object that a look-up needs.
 #[derive(Default)]
@@ -210,6 +210,7 @@ impl<T: UpperTree> Union<T> {
             if last || marks.opaque || marks.broken {
                 break;
             }
+            self.may_follow(&marks.redirect)?;
             match marks.redirect {
                 None => {}
                 Some(Redirect::Sibling(sibling)) => name = Name::new(&sibling)?,
@@ -223,6 +224,14 @@ impl<T: UpperTree> Union<T> {
         }
         found.objects.append(&mut rest);
         Ok(found)
+    }
+
+    /// Errors: EPERM for a redirect, where none is to be followed (as in the kernel).
+    pub(crate) fn may_follow(&self, redirect: &Option<Redirect>) -> Result<()> {
+        if redirect.is_some() && self.behaviour.redirects == Redirects::Refused {
+            return Err(Error::NotPermitted("a redirect, with redirect_dir=nofollow"));
+        }
+        Ok(())
     }
 
     /// The merged directories that hold the last name of an absolute redirect, in the layers below `above`, and that name.
@@ -241,6 +250,7 @@ impl<T: UpperTree> Union<T> {
         if marks.opaque || marks.broken {
             return Ok(Vec::new());
         }
+        self.may_follow(&marks.redirect)?;
         let found = match &marks.redirect {
             None => self.lookup_lowers(parent_lowers, name, true)?,
             Some(Redirect::Sibling(sibling)) => self.lookup_lowers(parent_lowers, &Name::new(sibling)?, true)?,

@@ -21,6 +21,18 @@ use crate::owners::OwnerMap;
 use crate::reserve::Reserve;
 use crate::sync::{AtomicU64, OnceLock};
 
+/// What is done with redirects of directories (kernel option `redirect_dir`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Redirects {
+    /// A directory with lower parts is renamed by one (`on`).
+    #[default]
+    Written,
+    /// Those that are there are followed; the rename is EXDEV (`follow`, and `off` as the kernel is configured by default).
+    Followed,
+    /// What has one is EPERM, too (`nofollow`).
+    Refused,
+}
+
 /// How a union behaves, beside its layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Behaviour {
@@ -32,6 +44,16 @@ pub struct Behaviour {
     pub metacopy: bool,
     /// What bears a mark that cannot be honoured is shown without it, read-only; else it is an error (`lenient`).
     pub lenient: bool,
+    /// What is done with redirects.
+    pub redirects: Redirects,
+    /// Directories have one link, whatever is in them (option of fuse-overlayfs).
+    pub static_nlink: bool,
+    /// There are no POSIX ACLs: they are neither shown nor inherited, only copied up.
+    pub no_acls: bool,
+    /// Numbers are those of the layers' filesystems, also where there are several (kernel option `xino=off`): those that are taken are replaced for as long as the mount lasts.
+    pub plain_numbers: bool,
+    /// Nothing is written that kernel overlayfs does not show as it is: a user's character device 0:0.
+    pub kernel_compat: bool,
     /// The uid and gid that new objects of the upper tree have by themselves, if the process's umask is 0: for a caller with these ids an object is
     /// complete once it is made.
     pub own_ids: Option<(u32, u32)>,
@@ -106,7 +128,7 @@ impl<T: UpperTree> Union<T> {
         let one_of_each = fresh.map(|(lower, _)| lower.layer).collect();
         let devices =
             stack.lowers.iter().filter(|layer| !layer.data_only).chain(&stack.upper).map(|layer| layer.tree.id(&layer.tree.root()).dev);
-        let table = Table::new(devices);
+        let table = Table::new(devices, behaviour.plain_numbers);
         let root = table.insert_root(root);
         Ok(Self {
             stack,

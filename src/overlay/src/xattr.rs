@@ -18,6 +18,10 @@ const NAME_MAX: usize = 255;
 /// File capabilities, which the kernel takes away when a file is written.
 pub(crate) const CAPABILITY: &[u8] = b"security.capability";
 
+fn is_acl(name: &[u8]) -> bool {
+    name == acl::ACCESS || name == acl::DEFAULT
+}
+
 impl<T: UpperTree> Union<T> {
     /// A value that a user reads.
     fn shown_value(&self, name: &[u8], value: Vec<u8>) -> Result<Vec<u8>> {
@@ -38,10 +42,16 @@ impl<T: UpperTree> Union<T> {
         Ok(escaped)
     }
 
+    /// Errors: EOPNOTSUPP for ACLs where there are none.
+    fn may_be_had(&self, name: &[u8]) -> Result<()> {
+        if self.behaviour.no_acls && is_acl(name) { Err(Error::Unsupported("POSIX ACLs, with noacl")) } else { Ok(()) }
+    }
+
     /// Value of an attribute.
     ///
     /// Errors: ENODATA; the layers' errors.
     pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
+        self.may_be_had(name)?;
         let inode = self.inode(ino)?;
         let (layer, node) = self.top(&inode)?;
         let name = self.on_disk(layer, name)?;
@@ -73,7 +83,8 @@ impl<T: UpperTree> Union<T> {
                 }
             },
         )?;
-        Ok(names.iter().filter_map(|name| layer.shown_xattr(name)).collect())
+        let hidden = |name: &[u8]| self.behaviour.no_acls && is_acl(name);
+        Ok(names.iter().filter(|name| !hidden(name)).filter_map(|name| layer.shown_xattr(name)).collect())
     }
 
     /// Writes an attribute; copies the object up first.
@@ -83,6 +94,7 @@ impl<T: UpperTree> Union<T> {
     ///
     /// Errors: EROFS; EEXIST and ENODATA by `mode`; the upper's errors.
     pub fn setxattr(&self, caller: &Caller, ino: Ino, name: &[u8], value: &[u8], mode: XattrMode) -> Result<()> {
+        self.may_be_had(name)?;
         let inode = self.inode(ino)?;
         let on_disk = self.on_disk(self.upper()?, name)?;
         let value = &*self.stored_value(name, value)?;

@@ -11,6 +11,7 @@
 mod fds;
 mod keeping;
 mod open;
+mod volatile;
 mod workdir;
 
 use std::fmt;
@@ -276,6 +277,14 @@ impl DirTree {
     pub fn keeps_owners_aside(&self) -> Result<bool> {
         let root = self.dir_fd(&self.root)?;
         Keeping::is_declared(root.as_fd())
+    }
+
+    /// Says in the work directory that the upper is not to be trusted after a crash of the machine (`volatile`): another boot's mount refuses it then.
+    ///
+    /// Errors: the host's.
+    pub fn mark_volatile(&self) -> Result<()> {
+        let Some(work) = &self.work else { return Err(Errno::ROFS) };
+        volatile::mark(self.dir_fd(work)?.as_fd())
     }
 
     /// The same layer, for who maps owners: it is on an idmapped mount, which shows them by this map already. What a layer says is what is on disk, so the map is undone.

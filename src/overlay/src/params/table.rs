@@ -43,6 +43,20 @@ pub(super) enum Whose {
 }
 
 use Rule::{Flag, Hint, Nothing, OnOff, Only, Refused, Said, Switch, Value};
+#[cfg(test)]
+impl Whose {
+    /// As docs/OPTIONS.md says it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Plyfs => "plyfs",
+            Self::Overlayfs => "overlayfs",
+            Self::FuseOverlayfs => "fuse-overlayfs",
+            Self::Libfuse => "libfuse",
+            Self::Mount => "mount",
+        }
+    }
+}
+
 use Whose::{FuseOverlayfs, Libfuse, Mount, Overlayfs, Plyfs};
 
 const LATER: &str = "not supported by this version; leave it out";
@@ -61,17 +75,29 @@ pub(super) static TABLE: &[(&str, Whose, Rule)] = &[
     ("metacopy", Overlayfs, OnOff(|p, on| p.metacopy = on)),
     ("volatile", Overlayfs, Flag(|p| p.volatile = true)),
     ("userxattr", Overlayfs, Flag(|p| p.user_xattr = true)),
-    ("redirect_dir", Overlayfs, Only(&["on"], "directories are always renamed by redirect; say redirect_dir=on or leave it out")),
-    ("index", Overlayfs, Only(&["on"], "hard links are always kept together; say index=on or leave it out")),
+    ("redirect_dir", Overlayfs, Value(Builder::redirect_dir)),
+    (
+        "index",
+        Overlayfs,
+        Only(&["on"], "a name of a lower hard link that is written to never parts from the others; say index=on or leave it out"),
+    ),
     ("nfs_export", Overlayfs, Only(&["off"], "a FUSE mount of plyfs cannot be exported over NFS; say nfs_export=off or leave it out")),
-    ("xino", Overlayfs, Only(&["on", "auto"], "inode numbers are always unique; say xino=on, xino=auto or leave it out")),
+    ("xino", Overlayfs, Value(Builder::xino)),
     ("verity", Overlayfs, Only(&["off"], "fs-verity digests are not checked by this version; say verity=off or leave it out")),
-    ("uuid", Overlayfs, Only(&["null", "auto"], "a FUSE mount has no UUID; say uuid=null or leave it out")),
+    (
+        "uuid",
+        Overlayfs,
+        Only(
+            &["null", "auto"],
+            "a FUSE mount has no UUID, and file handles in marks name the filesystem that they are of; say uuid=null or leave it out",
+        ),
+    ),
     ("override_creds", Overlayfs, Nothing),
     ("nooverride_creds", Overlayfs, Refused("layers are always accessed with the rights of who mounts; leave it out")),
     // Of plyfs.
     ("lower", Plyfs, Value(Builder::lower)),
     ("whiteout", Plyfs, Value(Builder::whiteout)),
+    ("kernel_compat", Plyfs, OnOff(|p, on| p.kernel_compat = on)),
     ("lenient", Plyfs, Flag(|p| p.lenient = true)),
     // fuse-overlayfs.
     ("xattr_permissions", FuseOverlayfs, Value(Builder::xattr_permissions)),
@@ -87,10 +113,10 @@ pub(super) static TABLE: &[(&str, Whose, Rule)] = &[
     ("fast_ino", FuseOverlayfs, Hint),
     ("fast_ino_check", FuseOverlayfs, Hint),
     ("writeback", FuseOverlayfs, Hint),
-    ("timeout", FuseOverlayfs, Refused(CACHE)),
+    ("timeout", FuseOverlayfs, Value(|b, value| b.timeout("timeout", value, |t| [&mut t.entry, &mut t.negative, &mut t.attr].into()))),
     ("plugins", FuseOverlayfs, Refused(LATER)),
-    ("static_nlink", FuseOverlayfs, Refused(LATER)),
-    ("noacl", FuseOverlayfs, Refused(LATER)),
+    ("static_nlink", FuseOverlayfs, Flag(|p| p.static_nlink = true)),
+    ("noacl", FuseOverlayfs, Flag(|p| p.no_acls = true)),
     ("ino32_t", FuseOverlayfs, Refused(LATER)),
     // libfuse.
     ("fsname", Libfuse, Value(Builder::fsname)),
@@ -113,9 +139,9 @@ pub(super) static TABLE: &[(&str, Whose, Rule)] = &[
     ("auto_unmount", Libfuse, Refused("a mount whose server died is removed by 'plyfs umount'; leave it out")),
     ("auto_cache", Libfuse, Refused(CACHE)),
     ("direct_io", Libfuse, Refused(CACHE)),
-    ("entry_timeout", Libfuse, Refused(CACHE)),
-    ("negative_timeout", Libfuse, Refused(CACHE)),
-    ("attr_timeout", Libfuse, Refused(CACHE)),
+    ("entry_timeout", Libfuse, Value(|b, value| b.timeout("entry_timeout", value, |t| [&mut t.entry].into()))),
+    ("negative_timeout", Libfuse, Value(|b, value| b.timeout("negative_timeout", value, |t| [&mut t.negative].into()))),
+    ("attr_timeout", Libfuse, Value(|b, value| b.timeout("attr_timeout", value, |t| [&mut t.attr].into()))),
     ("ac_attr_timeout", Libfuse, Refused(CACHE)),
     ("max_read", Libfuse, Refused(SIZES)),
     ("max_write", Libfuse, Refused(SIZES)),

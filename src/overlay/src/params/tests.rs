@@ -1,5 +1,6 @@
 use proptest::prelude::*;
 
+use super::table::TABLE;
 use super::*;
 
 fn parse(options: &str) -> Result<Params, ParamError> {
@@ -84,10 +85,12 @@ fn the_last_of_a_pair_counts() {
 #[test]
 fn what_plyfs_does_anyway_is_accepted_and_its_opposite_refused_by_name() {
     for (same, other) in [
-        ("redirect_dir=on", "redirect_dir=off"),
         ("index=on", "index=off"),
         ("nfs_export=off", "nfs_export=on"),
-        ("xino=auto", "xino=off"),
+        ("xino=auto", "xino=1"),
+        ("redirect_dir=on", "redirect_dir=1"),
+        ("kernel_compat=off", "kernel_compat=1"),
+        ("uuid=auto", "uuid=off"),
         ("verity=off", "verity=require"),
         ("threaded=1", "threaded=0"),
         ("noxattrs=0", "noxattrs=1"),
@@ -107,19 +110,7 @@ fn what_plyfs_does_anyway_is_accepted_and_its_opposite_refused_by_name() {
 
 #[test]
 fn what_is_not_supported_is_refused_by_name_with_a_remedy() {
-    for option in [
-        "uuid=on",
-        "timeout=1",
-        "plugins=/p",
-        "static_nlink",
-        "noacl",
-        "remount",
-        "auto_unmount",
-        "entry_timeout=1",
-        "max_read=4096",
-        "nonsense",
-        "nonsense=1",
-    ] {
+    for option in ["uuid=on", "plugins=/p", "remount", "auto_unmount", "ac_attr_timeout=1", "max_read=4096", "nonsense", "nonsense=1"] {
         let text = refusal(&format!("lowerdir=/a,{option},ro"));
         assert!(text.starts_with(&format!("option {option}: ")) && text.contains("; "), "{text}");
     }
@@ -169,6 +160,14 @@ fn contradictions_name_the_option_and_the_remedy() {
         ("lowerdir=/a,uidmapping=0:1:1,squash_to_uid=1", "option squash_to_uid: owners are either mapped or squashed "),
         ("lowerdir=/a,squash_to_root,squash_to_uid=1", "option squash_to_root: not with other options "),
         ("lowerdir=/a,squash_to_uid=4294967295", "option squash_to_uid=4294967295: the value must be an id, "),
+        ("lowerdir=/a,metacopy=on,redirect_dir=off", "option metacopy: only with redirect_dir=on: "),
+        ("lowerdir=/a,redirect_dir=nofollow,metacopy=on", "option metacopy: only with redirect_dir=on: "),
+        ("lowerdir=/a,userxattr,redirect_dir=on", "option redirect_dir: with userxattr no redirects are written, "),
+        ("lowerdir=/a,timeout=-1", "option timeout=-1: the value must be seconds, "),
+        ("lowerdir=/a,timeout=nan", "option timeout=nan: the value must be seconds, "),
+        ("lowerdir=/a,timeout=inf", "option timeout=inf: the value must be seconds, "),
+        ("lowerdir=/a,timeout=", "option timeout=: the value must be seconds, "),
+        ("lowerdir=/a,lower=live,attr_timeout=2", "option timeout: with lower=live "),
         ("lowerdir=/a,context=", "option context: it needs a value; "),
         ("lowerdir=/a,context=a,context=b", "option context: given more than once; "),
         ("lowerdir=/a,whiteout=no", "option whiteout=no: the value must be auto, overlay or aufs; "),
@@ -179,6 +178,34 @@ fn contradictions_name_the_option_and_the_remedy() {
         let text = refusal(options);
         assert!(text.starts_with(start) && !text.contains('\n'), "{options}: {text}");
     }
+}
+
+/// docs/OPTIONS.md has a row for each option and no others, with whose it is, and "refused" where it is.
+#[test]
+fn the_table_of_options_is_the_parsers() {
+    let text = include_str!("../../../../docs/OPTIONS.md");
+    let rows: Vec<Vec<&str>> = text
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .map(|line| line.trim_matches('|').split(" | ").map(str::trim).collect())
+        .collect();
+    assert_eq!(rows.len(), TABLE.len());
+    for (row, (name, whose, rule)) in rows.iter().zip(TABLE) {
+        let [option, from, what] = row[..] else { panic!("{row:?}") };
+        assert_eq!((option, from), (&*format!("`{name}`"), whose.name()), "in the order of the parser's table");
+        assert_eq!(what.starts_with("refused"), matches!(rule, Rule::Refused(_)), "{name}: {what}");
+        if let Rule::Only(values, _) = rule {
+            assert!(values.iter().all(|value| what.contains(&format!("`{value}`"))) && what.contains("refused"), "{name}: {what}");
+        }
+        // Nothing else is said of an option that takes no value.
+        if let Rule::Nothing | Rule::Hint = rule {
+            assert!(what.starts_with("accepted"), "{name}: {what}");
+        }
+    }
+    let mut names: Vec<_> = TABLE.iter().map(|(name, ..)| name).collect();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), TABLE.len(), "one row an option");
 }
 
 fn path() -> impl Strategy<Value = PathBuf> {
@@ -203,7 +230,9 @@ prop_compose! {
     fn any_params()(
         mut all in prop::collection::btree_set(path(), 3..7).prop_map(|set| set.into_iter().collect::<Vec<_>>()).prop_shuffle(),
         writable in any::<bool>(),
-        flags in any::<[bool; 13]>(),
+        flags in any::<[bool; 17]>(),
+        redirects in prop::sample::select(vec![Redirects::Written, Redirects::Followed, Redirects::Refused]),
+        timeouts in any::<[Option<u32>; 3]>(),
         whiteouts in prop::sample::select(vec![Whiteouts::Auto, Whiteouts::Overlay, Whiteouts::Aufs]),
         owners in owners(),
         propagation in prop::option::of(prop::sample::select(vec![Propagation::Private, Propagation::Slave, Propagation::Shared, Propagation::Unbindable])),
@@ -215,15 +244,18 @@ prop_compose! {
     ) -> Params {
         let pair = all.split_off(all.len() - 2);
         let data = all.split_off(data.index(all.len()) + 1);
-        let [live_lowers, metacopy, volatile, read_only, dev, suid, exec, debug, lenient, user_xattr, no_sync, no_sym_follow, overrides] = flags;
+        let [live_lowers, metacopy, volatile, read_only, dev, suid, exec, debug, lenient, user_xattr, no_sync, no_sym_follow, overrides, plain_numbers, kernel_compat, no_acls,
+            static_nlink] = flags;
+        let timeout = |millis: Option<u32>| millis.map(|millis| Duration::from_millis(millis.into()).min(Duration::from_secs(if live_lowers { 1 } else { u64::MAX })));
         let override_stat = overrides;
         Params {
             lowers: all,
             data,
-            metacopy: metacopy && !live_lowers && !user_xattr,
+            metacopy: metacopy && !live_lowers && !user_xattr && redirects == Redirects::Written,
             writable: writable.then(|| Writable { upper: pair[0].clone(), work: pair[1].clone() }),
             live_lowers, volatile, no_sync, read_only, exec, atime, no_dir_atime, no_sym_follow, debug, lenient, user_xattr, whiteouts,
-            owners, propagation, override_stat,
+            owners, propagation, override_stat, redirects, plain_numbers, kernel_compat, no_acls, static_nlink,
+            timeouts: Timeouts { entry: timeout(timeouts[0]), negative: timeout(timeouts[1]), attr: timeout(timeouts[2]) },
             dev: dev && !override_stat,
             suid: suid && !override_stat,
             contexts: contexts.into_iter().map(|value| ("context", value.into_os_string())).collect(),

@@ -14,8 +14,8 @@ use plyfs_sys::mount::{self, MountInfo};
 use plyfs_sys::stat::Kind;
 use plyfs_sys::{Errno, OFlags, RenameFlags, create, handle, io, proc, process, root, statfs, tree};
 
-use super::workdir;
 use super::{DirNode, DirTree, FdCache, Keeper, NodeInner, ObjectId, Placed};
+use super::{volatile, workdir};
 use crate::sync::AtomicBool;
 
 /// Why a directory cannot be a layer; says what, where and the remedy.
@@ -78,6 +78,15 @@ pub enum LayerOpenError {
         path: PathBuf,
         /// What is not known here.
         what: String,
+    },
+    /// The last mount was `volatile`, and the machine was started since.
+    #[error(
+        "workdir {path}: the last mount was volatile, and what it wrote may not have reached the disk before the machine stopped; \
+         make upperdir and workdir new, or, if upperdir has everything, remove work/incompat/volatile in it"
+    )]
+    Volatile {
+        /// The path.
+        path: PathBuf,
     },
     /// The work directory holds something that cannot be removed.
     #[error("workdir {path}: cannot prepare 'work' and 'index' in it: {errno}; give an empty directory")]
@@ -241,6 +250,7 @@ impl DirTree {
         workdir::refuse_kernel_mounts(&[("upperdir", upper, upper_fd.as_fd()), ("workdir", work, work_fd.as_fd())])?;
         workdir::check_version(work, work_fd.as_fd())?;
         let staging = subdir(work, work_fd.as_fd(), b"work")?;
+        volatile::check(work, upper_fd.as_fd(), staging.as_fd())?;
         tree::remove_contents(staging.as_fd()).map_err(|errno| LayerOpenError::Work { path: work.into(), errno })?;
         let index = subdir(work, work_fd.as_fd(), b"index")?;
         let root = root_node(upper_fd).map_err(|errno| open_error("upperdir", upper, errno))?;
