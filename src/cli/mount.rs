@@ -42,6 +42,9 @@ A backslash precedes a colon, comma or backslash that is part of a path. Other o
 overlayfs, fuse-overlayfs and mount(8) are obeyed, or refused by name; docs/OPTIONS.md lists all.
 PLYFS_LOG=debug shows on stderr what happens, until the mount is live or, with -f, until it ends.";
 
+/// The longest source of a mount, in bytes.
+const LONGEST_NAME: usize = 255;
+
 /// Mount a union of directories.
 #[derive(Debug, clap::Args)]
 #[command(after_help = OPTIONS)]
@@ -89,6 +92,11 @@ pub(crate) fn main(args: Args) -> anyhow::Result<ExitCode> {
     };
     if params.fsname.is_none() {
         params.fsname = source.map(|source| source.clone().into_os_string());
+    }
+    // The kernel's fsconfig(2) takes no longer strings.
+    if let Some(name) = params.fsname.as_ref().filter(|name| name.len() > LONGEST_NAME) {
+        let why = format!("it has {} bytes, and the kernel takes {LONGEST_NAME}", name.len());
+        return Err(failure("option fsname", why, "give a shorter name"));
     }
     let stay = args.foreground || args.debug || params.debug;
     trace::start(args.debug || params.debug);

@@ -36,6 +36,7 @@ enum Holder {
 ///
 /// Errors: those of [`DirTree::upper_with`]; the directory and the mount that uses it.
 pub(crate) fn open(place: &Writable, atime: MountAttrFlags) -> anyhow::Result<DirTree> {
+    beside_others(place)?;
     let begun = Instant::now();
     loop {
         let (what, path) = match DirTree::upper_with(&place.upper, &place.work, Some(atime)) {
@@ -93,6 +94,28 @@ pub(crate) fn wait_for_lowers(lowers: &[PathBuf]) -> anyhow::Result<()> {
 /// Which directory it is. What cannot be looked at is gone, as the descriptors of a server that ends are: it is then nobody's.
 fn identity(path: &Path) -> Option<(u64, u64)> {
     fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok()
+}
+
+/// Refuses an upper or work directory inside of one that is mounted, or above it: what is done to the one would change the other behind its back.
+///
+/// Told by the paths that were given at the other mounts: to open what others use would keep their mounts busy.
+fn beside_others(place: &Writable) -> anyhow::Result<()> {
+    let ours = [("upperdir", &place.upper), ("workdir", &place.work)];
+    // What is not there is told by who opens it.
+    let real = ours.map(|(what, path)| (what, path, path.canonicalize().unwrap_or_else(|_| path.clone())));
+    for record in Record::live() {
+        let Some(upper) = &record.upper else { continue };
+        let theirs = [Some(upper.path.as_path()), record.work.as_ref().map(super::text::Text::as_path)];
+        for their in theirs.into_iter().flatten() {
+            let nested = |own: &Path| own != their && (own.starts_with(their) || their.starts_with(own));
+            if let Some((what, path, _)) = real.iter().find(|(_, path, real)| nested(real) || nested(path)) {
+                let at = record.mountpoint.as_path().display();
+                let why = format!("it is inside {} or holds it, which the union mounted at {at} uses", their.display());
+                return Err(failure(format_args!("{what} {}", path.display()), why, "give a directory beside it"));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The error of one who finds a server at work that is at no mountpoint any more.

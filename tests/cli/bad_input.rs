@@ -87,6 +87,44 @@ fn an_upper_in_use_is_refused() {
 }
 
 #[test]
+fn an_upper_inside_or_above_one_in_use_is_refused() {
+    need_mounts!();
+    let lab = Lab::layers();
+    for dir in ["up/u/in", "up/w/in", "w2", "m2", "side/u", "side/w"] {
+        fs::create_dir_all(lab.path(dir)).unwrap();
+    }
+    let options = |lower: &str, upper: &str, work: &str| {
+        format!("lowerdir={},upperdir={},workdir={}", lab.text(lower), lab.text(upper), lab.text(work))
+    };
+    let _mounted = lab.mount(&options("a", "up/u", "up/w"));
+    symlink(lab.path("up/u"), lab.path("link")).unwrap();
+    for (upper, work, what) in [
+        ("up/u/in", "w2", "up/u/in"),
+        ("up/w/in", "w2", "up/w/in"),
+        ("up", "w2", "up"),
+        ("w2", "up/u/in", "up/u/in"),
+        ("link/in", "w2", "link/in"),
+    ] {
+        let refused = lab.plyfs(&["mount", "-o", &options("b", upper, work), "m2"]);
+        assert!(refused.err.contains(&format!("dir {}: ", lab.text(what))), "{refused:?}");
+        refused.refused(1, "", &["which the union mounted at ", &lab.text("m"), "; give a directory beside it"]);
+    }
+    lab.plyfs(&["mount", "-o", &options("b", "side/u", "side/w"), "m2"]).ok();
+    let _other = Mounted(lab.path("m2"));
+}
+
+#[test]
+fn a_source_that_the_kernel_does_not_take_is_refused_by_its_length() {
+    need_mounts!();
+    let lab = Lab::layers();
+    let name = "n".repeat(5000);
+    let parts = ["it has 5000 bytes, and the kernel takes 255; give a shorter name"];
+    mount_refused(&lab, &format!("lowerdir=a,fsname={name}"), "m", "option fsname: ", &parts);
+    lab.plyfs(&["mount", "-o", "lowerdir=a", &name, "m"]).refused(1, "option fsname: ", &parts);
+    let _mounted = lab.mount(&format!("lowerdir=a,fsname={}", &name[..255]));
+}
+
+#[test]
 fn a_mountpoint_that_will_not_do_is_refused() {
     need_mounts!();
     let lab = Lab::layers();

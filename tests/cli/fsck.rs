@@ -29,6 +29,18 @@ fn fsck(lab: &Lab, more: &[&str]) -> Done {
     lab.plyfs(&args)
 }
 
+/// Unmounts, and waits for the end of the server: who makes a mount namespace meanwhile has a copy of the mount for a while.
+fn unmount(lab: &Lab) {
+    let server = crate::lab::server(&lab.path("m"));
+    let done = lab.plyfs(&["umount", "m"]);
+    assert_eq!(done.code, Some(0), "{done:?}");
+    crate::lab::until("the server ends", || {
+        // One whose parent does not ask is a zombie.
+        let stat = fs::read_to_string(format!("/proc/{server}/stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with('Z'))
+    });
+}
+
 /// A lab whose upper was used: a copied-up file, a moved directory, a hard link that is in the index, a whiteout, an opaque directory, a new file.
 fn used() -> Lab {
     let lab = Lab::layers();
@@ -40,7 +52,7 @@ fn used() -> Lab {
             &lab,
             "echo more >> top; mv d moved; echo more >> low; rm -r gone; mkdir gone; echo new > gone/new; mkdir fresh; echo x > fresh/x; rm moved/f",
         );
-        lab.plyfs(&["umount", "m"]).ok();
+        unmount(&lab);
     }
     lab
 }
@@ -55,7 +67,7 @@ fn shown(lab: &Lab) -> String {
     let _mounted = lab.mount(&lab.options());
     let list = "find . -mindepth 1 -printf '%P %M %s\\n' | sort; find . -type f | sort | xargs cat";
     let done = Command::new("sh").args(["-ec", list]).current_dir(lab.path("m")).output().unwrap();
-    lab.plyfs(&["umount", "m"]).ok();
+    unmount(lab);
     String::from_utf8(done.stdout).unwrap()
 }
 
@@ -508,12 +520,12 @@ fn uppers_of_every_dialect_are_checked_in_their_own() {
         {
             let _mounted = lab.mount(&options);
             sh(&lab, "echo more >> top; rm low; rm -r d; mkdir d; echo x > d/new; mkdir fresh; echo x > fresh/x");
-            lab.plyfs(&["umount", "m"]).ok();
+            unmount(&lab);
         }
         let view = |lab: &Lab| {
             let _mounted = lab.mount(&options);
             let done = Command::new("find").current_dir(lab.path("m")).output().unwrap();
-            lab.plyfs(&["umount", "m"]).ok();
+            unmount(lab);
             let mut lines: Vec<_> = String::from_utf8(done.stdout).unwrap().lines().map(str::to_owned).collect();
             lines.sort();
             lines

@@ -84,6 +84,20 @@ fn marks_that_cannot_be_honoured_are_refused_by_layer_path_and_mark() {
 }
 
 #[test]
+fn of_many_marks_the_first_is_told_and_how_many_there_are() {
+    need_mounts!();
+    for (count, told) in [(1, "sideways: not known to this version; "), (3, "(and 2 more); "), (40, "(and 20 or more others; ")] {
+        let lab = lab();
+        for number in 0..count {
+            let dir = lab.path(format!("a/many/{number}"));
+            fs::create_dir_all(&dir).unwrap();
+            mark(&dir, "trusted.overlay.sideways", b"1");
+        }
+        mount(&lab, "", &[]).refused(1, "lowerdir ", &[told]);
+    }
+}
+
+#[test]
 fn what_a_mount_refuses_is_no_root_of_a_command() {
     need_mounts!();
     let lab = lab();
