@@ -123,7 +123,7 @@ pub(crate) fn apply(held: Held, meta: &Meta) -> anyhow::Result<Outcome> {
             }
         }
         items.sort();
-        let found = part.conflicts(host.root.as_fd(), &items);
+        let found = part.conflicts(host.root.as_fd(), &items, &HashSet::new());
         if found.is_empty() {
             let upper = Pair::within(&held.layer(host.filesystem.number)).upper;
             let token = format!("{token}-{}", host.filesystem.number);
@@ -143,9 +143,13 @@ pub(crate) fn apply(held: Held, meta: &Meta) -> anyhow::Result<Outcome> {
     }
 
     // Staged from here on: whatever fails, that is undone.
-    let part =
-        |host: &Host, stages: &[journal::Stage], steps| journal::Part { number: host.filesystem.number, stages: stages.to_vec(), steps };
-    let stages = hosts.iter().zip(&plans).map(|(host, (plan, ..))| part(host, &plan.stages, Vec::new())).collect();
+    let part = |host: &Host, plan: &Plan, steps| journal::Part {
+        number: host.filesystem.number,
+        stages: plan.stages.clone(),
+        linked: plan.linked.clone(),
+        steps,
+    };
+    let stages = hosts.iter().zip(&plans).map(|(host, (plan, ..))| part(host, plan, Vec::new())).collect();
     let staging = Journal::new(Phase::Stage, stages);
     staging.write(&held.dir)?;
     let staged = || -> anyhow::Result<Result<Journal, Vec<Conflict>>> {
@@ -153,10 +157,11 @@ pub(crate) fn apply(held: Held, meta: &Meta) -> anyhow::Result<Outcome> {
         let mut conflicts = Vec::new();
         for (host, (plan, view, items)) in hosts.iter().zip(&plans) {
             let builder = Builder { view, host: host.root.as_fd(), mountpoint: host.mountpoint(), plan };
-            parts.push(part(host, &plan.stages, builder.build()?));
+            parts.push(part(host, plan, builder.build()?));
             host.sync()?;
             // Once more: it took a while.
-            let found = saw.part(host.filesystem.number).map(|part| part.conflicts(host.root.as_fd(), items)).unwrap_or_default();
+            let found =
+                saw.part(host.filesystem.number).map(|part| part.conflicts(host.root.as_fd(), items, &plan.linked)).unwrap_or_default();
             conflicts.extend(told(host, found));
         }
         Ok(if conflicts.is_empty() { Ok(Journal::new(Phase::Commit, parts)) } else { Err(conflicts) })
@@ -225,6 +230,7 @@ fn undo_stages(held: &Held, mut journal: Journal, host: &dyn Fn(u32) -> anyhow::
     }
     for (host, part) in hosts.iter().zip(&journal.parts) {
         stage::undo(host.root.as_fd(), &part.stages)?;
+        Saw::touched(held, part.number, host.root.as_fd(), &part.linked)?;
     }
     Journal::remove(&held.dir)
 }

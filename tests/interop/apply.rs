@@ -146,9 +146,14 @@ impl Place {
 
     /// Applies under strace, which kills on entry of a system call, by its name and its number among those of this name.
     fn traced(&self, log: &Path, kill: Option<(&str, usize)>) -> Done {
+        self.injected(log, kill.map(|(name, count)| (name, count, "signal=SIGKILL")))
+    }
+
+    /// Applies under strace, which does something to a system call.
+    fn injected(&self, log: &Path, what: Option<(&str, usize, &str)>) -> Done {
         let mut command = Command::new("strace");
-        if let Some((name, count)) = kill {
-            command.args(["-e", &format!("trace={name}"), "-e", &format!("inject={name}:signal=SIGKILL:when={count}")]);
+        if let Some((name, count, what)) = what {
+            command.args(["-e", &format!("trace={name}"), "-e", &format!("inject={name}:{what}:when={count}")]);
         }
         command.arg("-o").arg(log).args([env!("CARGO_BIN_EXE_plyfs"), "try", "apply", "one"]);
         command.env("PLYFS_ROOT", self.root().join("state")).env_remove("PLYFS_LOG").current_dir(self.root());
@@ -349,6 +354,67 @@ fn an_apply_that_is_killed_anywhere_is_finished_by_the_next() {
     });
 }
 
+/// The changes of a run, each as a system call and its number among those of its name.
+fn changes(trace: &str) -> Vec<(String, usize)> {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut changes = Vec::new();
+    for line in trace.lines() {
+        let Some((name, rest)) = line.split_once('(') else { continue };
+        let count = counts.entry(name).or_default();
+        *count += 1;
+        if MUTATING.contains(&name) || name == "openat" && rest.contains("O_CREAT") {
+            changes.push((name.to_owned(), *count));
+        }
+    }
+    changes
+}
+
+#[test]
+fn an_apply_that_fails_anywhere_has_changed_nothing_or_can_go_on() {
+    if let Some(why) = missing(PROGRAMS) {
+        skip!("{why}");
+    }
+    apart(|| {
+        let place = Place::new(BEFORE, CHANGE, "T=$(mktemp); touch -r . $T; ln filled filled_too; touch -r $T .; rm $T");
+        let before = place.tree();
+        let log = place.lab.path("trace");
+        assert!(place.traced(&log, None).status.success());
+        let after = place.tree();
+        let changes = changes(&String::from_utf8_lossy(&fs::read(&log).unwrap()));
+        let errors = ["EIO", "ENOSPC", "EPERM", "EROFS", "EDQUOT", "EACCES", "ENOMEM"];
+        let step = if all() { 1 } else { changes.len().div_ceil(24) };
+        let (mut failed, mut tried, mut states) = (0, 0, BTreeMap::new());
+        for (number, (name, count)) in changes.iter().enumerate().step_by(step) {
+            place.bring_back();
+            let error = errors[number % errors.len()];
+            let done = place.injected(&log, Some((name, *count, &format!("error={error}"))));
+            let when = format!("{error} of {name} number {count}: {}", done.err);
+            tried += 1;
+            let status = place.status();
+            *states.entry(status.clone()).or_insert(0) += 1;
+            match status.as_deref() {
+                None => {}
+                Some("Exited (0)") => {
+                    assert!(!done.status.success(), "{when}");
+                    assert_same(&before, &place.tree(), &when);
+                }
+                Some("Applying") => assert!(!done.status.success(), "{when}"),
+                Some(other) => panic!("{other}: {when}"),
+            }
+            if status.is_some() {
+                failed += 1;
+                assert!(done.err.contains("; "), "no remedy: {when}");
+                let again = place.apply();
+                assert!(again.status.success(), "{when}: {}", again.err);
+            }
+            assert_same(&after, &place.tree(), &when);
+            assert_eq!(place.status(), None, "{when}");
+        }
+        println!("{failed} of {tried} runs failed, {} changes in all; states: {states:?}", changes.len());
+        assert!(failed * 4 > tried, "{failed} of {tried} runs failed");
+    });
+}
+
 /// One that is killed over and over again comes to its end.
 #[test]
 fn an_apply_that_is_killed_again_and_again_is_finished() {
@@ -496,6 +562,36 @@ fn what_others_do_beside_the_changes_stays() {
         // It got another name since: it is the same file under both.
         assert_eq!(read("keep/changed_too"), "one\nmore\n");
         assert!(mtime("keep") >= keep, "the time of a directory that others have changed went back");
+    });
+}
+
+/// Moved files get a name in a hidden directory before anything shows: that alone makes nothing a conflict.
+#[test]
+fn files_that_are_moved_stay_what_they_are_and_are_no_conflicts_after_a_kill() {
+    if let Some(why) = missing(PROGRAMS) {
+        skip!("{why}");
+    }
+    apart(|| {
+        // More than is read to know its content.
+        let place = Place::new("mkdir -p mv/in; truncate -s 70M mv/in/sparse; echo x > mv/f", "mv mv moved", "");
+        let inode = |path: &str| std::os::unix::fs::MetadataExt::ino(&fs::metadata(place.root().join(path)).unwrap());
+        let before = ["mv/in/sparse", "mv/f"].map(inode);
+        for kill in ["linkat", "renameat2", "syncfs"] {
+            place.bring_back();
+            assert!(!place.traced(&place.lab.path("trace"), Some((kill, 2))).status.success(), "{kill}");
+            assert_eq!(place.status().as_deref(), Some("Applying"), "{kill}");
+            let done = place.apply();
+            assert!(done.status.success(), "{kill}: {}", done.err);
+            assert_eq!(before, ["moved/in/sparse", "moved/f"].map(inode), "{kill}");
+            assert!(!place.root().join("mv").exists(), "{kill}");
+        }
+        // What was taken back leaves no trace, either.
+        place.bring_back();
+        let done = place.injected(&place.lab.path("trace"), Some(("linkat", 2, "error=EIO")));
+        assert!(done.err.contains("nothing was changed"), "{}", done.err);
+        assert_eq!((place.status().as_deref(), before), (Some("Exited (0)"), ["mv/in/sparse", "mv/f"].map(inode)));
+        let done = place.apply();
+        assert!(done.status.success(), "{}", done.err);
     });
 }
 

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use plyfs_sys::at::{self, At, SetTime, XattrMode};
 use plyfs_sys::stat::Kind;
-use plyfs_sys::{Errno, OFlags, flags};
+use plyfs_sys::{Errno, OFlags, flags, process};
 
 use super::journal::{Dress, Was};
 use super::look;
@@ -49,7 +49,9 @@ pub(super) fn dress(fd: BorrowedFd<'_>, want: &Dress) -> Result<(), Errno> {
     if want.atime.is_some() || want.mtime.is_some_and(|mtime| at::stat(object).is_ok_and(|now| look::moment(now.mtime) != mtime)) {
         match at::set_times(object, to(want.atime), to(want.mtime)) {
             // A directory of somebody else's, in which this user may make entries: its time is that of the last one.
-            Err(Errno::PERM) if kind == Kind::Dir => tracing::debug!("the time of a directory stays"),
+            Err(Errno::PERM) if kind == Kind::Dir && ![0, now.uid].contains(&process::effective_uid()) => {
+                tracing::debug!("the time of a directory stays")
+            }
             other => other?,
         }
     }

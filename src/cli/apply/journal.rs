@@ -3,6 +3,7 @@
 //! While objects are *staged*, in hidden directories beside their places, nothing shows; whoever finds a journal of this phase removes these directories and begins anew. From
 //! the moment on that the journal says *commit*, its steps are carried out to the end, in their order and as often as it takes: each of them sees by itself whether it has been done.
 
+use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -47,6 +48,8 @@ pub(super) struct Part {
     pub(super) number: u32,
     /// Directories that hold what is staged.
     pub(super) stages: Vec<Stage>,
+    /// What gets another time of change by the stages.
+    pub(super) linked: HashSet<Id>,
     pub(super) steps: Vec<Step>,
 }
 

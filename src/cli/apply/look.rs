@@ -32,7 +32,7 @@ pub(super) fn time((sec, nsec): Moment) -> Time {
 }
 
 /// Which object of a filesystem it is, over reboots too: devices get new numbers, and inode numbers are used again.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) struct Id {
     /// `st_ino`.
     ino: u64,
@@ -169,7 +169,7 @@ pub(super) fn xattrs(fd: BorrowedFd<'_>) -> Result<Xattrs, Errno> {
     let own = *OWN.get_or_init(marks::own_dialect);
     let mut found = Vec::new();
     for name in names {
-        if plyfs_format::translate_xattr(own, own, &name).is_none() {
+        if is_acl_of_xfs(&name) || plyfs_format::translate_xattr(own, own, &name).is_none() {
             continue;
         }
         match at::get_xattr(At::Fd(fd), &name) {
@@ -181,6 +181,11 @@ pub(super) fn xattrs(fd: BorrowedFd<'_>) -> Result<Xattrs, Errno> {
     }
     found.sort_unstable();
     Ok(found)
+}
+
+/// Whether it is an ACL once more, under the name that XFS has for it on its disk.
+pub(super) fn is_acl_of_xfs(name: &[u8]) -> bool {
+    name.starts_with(b"trusted.SGI_ACL_")
 }
 
 fn xattr_digest(fd: BorrowedFd<'_>) -> Result<String, Errno> {
@@ -252,6 +257,14 @@ impl Seen {
     /// Whether mode and owner are these.
     pub(super) fn dressed(&self, mode: u32, uid: u32, gid: u32) -> bool {
         (self.mode, self.uid, self.gid) == (mode, uid, gid)
+    }
+
+    /// The same object with the same data, as far as can be told without reading it: it gets the time of change that it has now.
+    pub(super) fn touch(&mut self, now: &Seen) {
+        if self.id == now.id && (self.size, self.mtime, self.mode, self.uid, self.gid) == (now.size, now.mtime, now.mode, now.uid, now.gid)
+        {
+            self.ctime = now.ctime;
+        }
     }
 
     /// In what `now` is another one than this was, if in anything that counts. Entries of a directory count by themselves, links by their names. `content` reads the data.

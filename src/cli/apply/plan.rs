@@ -3,7 +3,7 @@
 //! A *group* is one object of the view with all names of it that are to be made. It becomes the object that it was copied from, changed in place, where that has further names or the same
 //! data; else a new one. Directories that are on both sides stay what they are.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
@@ -94,6 +94,8 @@ pub(super) struct Plan {
     pub(super) retired: Vec<Retired>,
     /// The places that change, by the directory they are in, and objects that are changed in place: by another mount of the same filesystem they may be changed, too.
     pub(super) touched: BTreeSet<(ObjectId, Vec<u8>)>,
+    /// Objects of this machine that get a name in a stage, and with it another time of change.
+    pub(super) linked: HashSet<look::Id>,
     /// Directories that stay, one after what is in it, and whether they get their time from the view.
     pub(super) kept: Vec<(Vec<u8>, Seen, Shown, bool)>,
 }
@@ -306,6 +308,9 @@ impl Maker {
                 // A directory went before, and was moved away.
                 let here = here.filter(|seen| seen.kind() != Kind::Dir);
                 if !kept {
+                    if let Become::Changed { id, .. } = &group.becomes {
+                        self.plan.linked.insert((**id).clone());
+                    }
                     let spot = self.spot(from, path)?;
                     self.plan.targets.push(Target { path: path.clone(), spot, build: Build::Name(*node), over: here });
                 }
@@ -385,7 +390,12 @@ pub(super) fn dress_of(view: &View<'_>, shown: &Shown) -> anyhow::Result<Dress> 
         mode: stat.mode,
         uid: stat.uid,
         gid: stat.gid,
-        xattrs: view.xattrs(shown.node)?.into_iter().map(|(name, value)| (text(name), text(value))).collect(),
+        xattrs: view
+            .xattrs(shown.node)?
+            .into_iter()
+            .filter(|(name, _)| !look::is_acl_of_xfs(name))
+            .map(|(name, value)| (text(name), text(value)))
+            .collect(),
         flags: flags.map(|flags| flags & KEPT_FLAGS),
         atime: Some(moment(stat.atime)),
         mtime: Some(moment(stat.mtime)),

@@ -1,6 +1,6 @@
 //! What the command of a try saw: of every path that it changed the object of this machine, as it was when the command ended. In `saw.json` in the directory of the try.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -11,7 +11,7 @@ use plyfs_sys::stat::Kind;
 use plyfs_sys::{Errno, beneath, root};
 use serde::{Deserialize, Serialize};
 
-use super::look::{self, Moment, Seen};
+use super::look::{self, Id, Moment, Seen};
 use super::view::{Item, Letter, View};
 use crate::cli::fail::{failure, one_line};
 use crate::cli::layers::{self, Pair};
@@ -210,6 +210,24 @@ impl Saw {
         Ok(saw)
     }
 
+    /// Stages gave these objects another time of change, after they had been compared: that one is written down.
+    pub(super) fn touched(held: &Held, number: u32, host: BorrowedFd<'_>, linked: &HashSet<Id>) -> anyhow::Result<()> {
+        if linked.is_empty() {
+            return Ok(());
+        }
+        let mut saw = Self::read(held)?;
+        for object in saw.parts.iter_mut().filter(|part| part.number == number).flat_map(|part| &mut part.objects) {
+            let path = object.path.as_bytes();
+            // What is gone or cannot be looked at is found out by the next check.
+            if let Some(was) = object.was.as_mut().filter(|was| linked.contains(&was.id))
+                && let Ok(Some(now)) = look::look(host, path)
+            {
+                was.touch(&now);
+            }
+        }
+        super::journal::write(&held.dir, FILE, &saw)
+    }
+
     /// The numbers of the filesystems with changes.
     pub(super) fn numbers(&self) -> impl Iterator<Item = u32> {
         self.parts.iter().map(|part| part.number)
@@ -239,13 +257,13 @@ impl Part {
         self.objects.get(at)?.was.as_ref()
     }
 
-    /// Where this machine is not as the command saw it. `items` are the paths that differ now.
-    pub(super) fn conflicts(&self, host: BorrowedFd<'_>, items: &[Item]) -> Vec<Conflict> {
+    /// Where this machine is not as the command saw it. `items` are the paths that differ now; what is `linked` has another time of change since it was compared.
+    pub(super) fn conflicts(&self, host: BorrowedFd<'_>, items: &[Item], linked: &HashSet<Id>) -> Vec<Conflict> {
         let mut found = BTreeMap::new();
         let now: BTreeMap<&[u8], Letter> = items.iter().map(|item| (item.path.as_slice(), item.letter)).collect();
         for object in &self.objects {
             let path = object.path.as_bytes();
-            let why = match object.conflict(host) {
+            let why = match object.conflict(host, linked) {
                 Ok(None) if now.get(path) != Some(&object.letter) => Some("it changed so that the view does, too".to_owned()),
                 Ok(why) => why.map(str::to_owned),
                 Err(Errno::XDEV) => Some("something is mounted there now".to_owned()),
@@ -267,7 +285,7 @@ impl Part {
 }
 
 impl Object {
-    fn conflict(&self, host: BorrowedFd<'_>) -> Result<Option<&'static str>, Errno> {
+    fn conflict(&self, host: BorrowedFd<'_>, linked: &HashSet<Id>) -> Result<Option<&'static str>, Errno> {
         if self.late {
             return Ok(Some("somebody else changed it while the command ran"));
         }
@@ -278,6 +296,11 @@ impl Object {
             (_, Some(_)) if self.letter == Letter::A => Ok(Some("it is there now")),
             (None, Some(_)) => Ok(Some("it was gone when the command ended")),
             (Some(_), None) => Ok(Some("it is gone")),
+            (Some(was), Some(now)) if linked.contains(&was.id) => {
+                let mut was = was.clone();
+                was.touch(&now);
+                was.differs(&now, || look::content(host, path, &now))
+            }
             (Some(was), Some(now)) => was.differs(&now, || look::content(host, path, &now)),
         }
     }

@@ -164,9 +164,9 @@ impl Builder<'_, '_> {
         };
         match linked {
             Some(Ok(())) => return Ok(()),
-            // Not from here to there, or not one more: then it is a file of its own.
-            Some(Err(errno @ (Errno::XDEV | Errno::MLINK | Errno::PERM))) => {
-                tracing::warn!(%errno, path = %target.path.escape_ascii(), "no hard link can be made there, a copy is");
+            // Not from here to there, or not one more: a file that was moved is copied then.
+            Some(Err(errno @ (Errno::XDEV | Errno::MLINK | Errno::PERM))) if group.shown.stat.nlink == 1 => {
+                tracing::debug!(%errno, path = %target.path.escape_ascii(), "a file that was moved is copied");
             }
             Some(Err(errno)) => return Err(self.failed(&target.path, "link it", errno)),
             None => {}
