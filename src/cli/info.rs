@@ -6,18 +6,22 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
-use plyfs_format::WHITEOUT_RDEV;
+use plyfs_format::{Dialect, WHITEOUT_RDEV};
+use plyfs_overlay::DirTree;
 use plyfs_sys::at::{self, At, XattrMode};
 use plyfs_sys::mount::{self, MountInfo};
 use plyfs_sys::stat::Kind;
 use plyfs_sys::{Errno, create, io, process, root, tree};
 
 use super::store::Store;
-use super::{daemon, fail, mounts, output, rootless};
+use super::{daemon, fail, marks, mounts, output, rootless};
 
 /// Show what this machine allows, and the remedy for each lack.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// Also how the marks of an upper in this directory are written
+    dir: Option<PathBuf>,
+}
 
 /// One line: what it is about, what was found, and what to do if that is a lack.
 struct Row {
@@ -37,7 +41,7 @@ impl Row {
 }
 
 /// Looks and prints. A lack is no error.
-pub(crate) fn main(_: &Args, root: Option<PathBuf>) -> anyhow::Result<ExitCode> {
+pub(crate) fn main(args: &Args, root: Option<PathBuf>) -> anyhow::Result<ExitCode> {
     let store = Store::at(root)?;
     let table = mount::mounts().unwrap_or_default();
     let mut rows = vec![
@@ -50,6 +54,9 @@ pub(crate) fn main(_: &Args, root: Option<PathBuf>) -> anyhow::Result<ExitCode> 
     rows.extend(network());
     rows.push(overlay());
     rows.extend(state(&store, &table));
+    if let Some(dir) = &args.dir {
+        rows.push(place(dir)?);
+    }
     print(&rows)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -267,6 +274,29 @@ fn state(store: &Store, table: &[MountInfo]) -> Vec<Row> {
         Err(errno) => Row::lack("", format!("cannot be written: {errno}"), remedy),
     };
     vec![row, can]
+}
+
+/// How the marks of an upper are written that is made in a directory: tried out in one that is removed at once.
+fn place(dir: &Path) -> anyhow::Result<Row> {
+    let at = || format!("info {}", dir.display());
+    let unusable = |error: std::io::Error| fail::failure(at(), error, "give a directory that you can write in");
+    let trial = dir.join(format!(".info-{}", std::process::id()));
+    fs::create_dir(&trial).map_err(unusable)?;
+    let tried = (|| {
+        let [upper, work] = ["upper", "work"].map(|name| trial.join(name));
+        [&upper, &work].into_iter().try_for_each(fs::create_dir).map_err(unusable)?;
+        marks::choose(&DirTree::upper(&upper, &work)?, marks::own_dialect(), &at())
+    })();
+    fs::remove_dir_all(&trial).map_err(unusable)?;
+    let dialect = tried?;
+    let meaning = match dialect {
+        Dialect::Trusted => "as kernel overlayfs has them",
+        Dialect::User => "as kernel overlayfs with userxattr has them; directories with lower parts are not renamed",
+        Dialect::Aufs => {
+            "whiteouts are file names; directories with lower parts are not renamed, copied-up files get new numbers at a remount"
+        }
+    };
+    Ok(Row::good("an upper", format!("{}: marks in the dialect '{}': {meaning}", dir.display(), dialect.name())))
 }
 
 fn word(result: Result<(), Errno>) -> String {

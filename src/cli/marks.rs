@@ -177,7 +177,7 @@ fn remedy_for(dialect: Dialect) -> &'static str {
 }
 
 /// The first dialect that the place takes. What an upper holds already is never guessed at: it is of the usual dialect.
-fn choose(tree: &DirTree, own: Dialect, at: &str) -> anyhow::Result<Dialect> {
+pub(crate) fn choose(tree: &DirTree, own: Dialect, at: &str) -> anyhow::Result<Dialect> {
     let unusable = |error: &dyn std::fmt::Display| failure(at, error, "see that you can write there");
     if !tree.read_dir(&tree.root()).map_err(|errno| unusable(&errno))?.is_empty() {
         return Ok(own);

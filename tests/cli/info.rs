@@ -32,6 +32,24 @@ fn it_shows_one_screen_and_changes_nothing() {
 }
 
 #[test]
+fn it_names_the_dialect_that_a_place_takes() {
+    need_mounts!();
+    let lab = Lab::new();
+    fs::create_dir(lab.path("place")).unwrap();
+    let said = |text: &str, dialect: &str| {
+        text.lines().any(|line| line.starts_with("an upper ") && line.contains(&format!("the dialect '{dialect}'")))
+    };
+    let text = lab.plyfs(&["info", "place"]).ok().text();
+    assert!(said(&text, "trusted"), "{text}");
+    // Where the kernel shows no trusted attributes, and may make no whiteouts.
+    let user = ["--user", "--map-root-user", PLYFS, "info", "place"];
+    let text = finish(lab.command("unshare").args(user)).ok().text();
+    assert!(said(&text, "user") || said(&text, "aufs"), "{text}");
+    assert_eq!(fs::read_dir(lab.path("place")).unwrap().count(), 0, "nothing is left");
+    lab.plyfs(&["info", "none"]).refused(1, "info none: ", &["give a directory"]);
+}
+
+#[test]
 fn every_lack_has_its_remedy() {
     need_mounts!();
     let lab = Lab::new();
