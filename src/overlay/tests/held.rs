@@ -49,7 +49,7 @@ fn descriptors() -> usize {
 }
 
 fn limit() -> usize {
-    usize::try_from(plyfs_sys::limits::nofile().0).unwrap()
+    usize::try_from(plyfs_sys::limits::nofile().unwrap().0).unwrap()
 }
 
 fn name(kind: char, number: usize) -> Name {

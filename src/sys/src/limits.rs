@@ -1,9 +1,10 @@
+#![allow(unsafe_code)]
 //! Limits and defaults of the whole process.
 
 use rustix::fs::Mode;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, setrlimit};
 
-use crate::Result;
+use crate::{Errno, Result};
 
 /// Raises the soft limit of open descriptors to the hard one, and returns both as they are now (`u64::MAX` for unlimited).
 ///
@@ -13,18 +14,26 @@ use crate::Result;
 ///
 /// The kernel's.
 pub fn raise_nofile() -> Result<(u64, u64)> {
-    let now = getrlimit(Resource::Nofile);
-    if now.current != now.maximum {
-        setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum })?;
+    let (soft, hard) = nofile()?;
+    if soft != hard {
+        let hard = (hard != u64::MAX).then_some(hard);
+        setrlimit(Resource::Nofile, Rlimit { current: hard, maximum: hard })?;
     }
-    let now = getrlimit(Resource::Nofile);
-    Ok((now.current.unwrap_or(u64::MAX), now.maximum.unwrap_or(u64::MAX)))
+    nofile()
 }
 
 /// The soft and hard limits of open descriptors (`u64::MAX` for unlimited).
-pub fn nofile() -> (u64, u64) {
-    let now = getrlimit(Resource::Nofile);
-    (now.current.unwrap_or(u64::MAX), now.maximum.unwrap_or(u64::MAX))
+///
+/// # Errors
+///
+/// The kernel's. It has none of its own for this, but a filter of system calls may (`seccomp(2)`), and `rustix` takes no notice of that.
+pub fn nofile() -> Result<(u64, u64)> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel writes one `rlimit` to where the pointer leads, which is ours.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
+        return Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO));
+    }
+    Ok((limit.rlim_cur, limit.rlim_max))
 }
 
 /// Sets the umask of the process and returns the former one. A daemon sets 0: the kernel has applied the caller's umask already.
@@ -41,5 +50,6 @@ mod tests {
         let (soft, hard) = raise_nofile().unwrap();
         assert_eq!(soft, hard);
         assert!(soft > 0);
+        assert_eq!(nofile(), Ok((soft, hard)));
     }
 }

@@ -54,13 +54,14 @@ impl FdCache {
 
     /// Whether half of what the limit allows is pinned: what is removed and held is kept in another way then.
     pub(super) fn is_full() -> bool {
-        let (soft, _) = limits::nofile();
-        SHARED.pinned.load(Ordering::Relaxed) as u64 >= soft / 2
+        // Where the limit is not known an fd that cannot be had is an error of its own.
+        limits::nofile().is_ok_and(|(soft, _)| SHARED.pinned.load(Ordering::Relaxed) as u64 >= soft / 2)
     }
 
     /// A quarter of what the limit leaves beside the pinned fds, at most 4,096: the rest is for open files.
     fn fit(&self) {
-        let (soft, _) = limits::nofile();
+        // Where the limit is not known the capacity stays.
+        let Ok((soft, _)) = limits::nofile() else { return };
         let free = usize::try_from(soft).unwrap_or(usize::MAX).saturating_sub(self.pinned.load(Ordering::Relaxed));
         self.capacity.store((free / 4).clamp(LEAST, MOST), Ordering::Relaxed);
     }
