@@ -22,6 +22,7 @@ use crate::copy_up::Content;
 use crate::error::{Attempt, Error, Result};
 use crate::inode::Inode;
 use crate::name::Name;
+use crate::reserve::is_full;
 use crate::union::{Event, Union};
 
 pub(crate) use self::settle::Indexed;
@@ -38,18 +39,21 @@ impl<T: UpperTree> Union<T> {
         Ok(self.index_place(inode, &stat)?.is_some())
     }
 
-    /// Copies a lower object up, because one of its names is to go and the copy is what counts the others. `false`: that failed. It keeps no name from being removed:
-    /// the count is right until the inode is forgotten then.
-    ///
-    /// Errors: those that are not the layers'.
+    /// Copies a lower object up, because one of its names is to go and the copy is what counts the others. `false`: there is no space for it. That keeps no name from being
+    /// removed: the count is right until the inode is forgotten then.
     pub(crate) fn copy_up_to_count(&self, inode: &Arc<Inode<T>>) -> Result<bool> {
-        match self.copy_up(inode, Content::Metadata) {
-            Ok(_) => Ok(true),
-            Err(Error::Layer { op, errno }) => {
-                tracing::warn!(op, %errno, "a name of a hard link goes, and how many are left cannot be written down");
-                Ok(false)
+        let mut again = true;
+        loop {
+            match self.copy_up(inode, Content::Metadata) {
+                Ok(_) => return Ok(true),
+                // Once: where a part of the reserve does not do, all of it will not.
+                Err(Error::Layer { errno, .. }) if is_full(errno) && again && self.give_up_some() => again = false,
+                Err(Error::Layer { op, errno }) if is_full(errno) => {
+                    tracing::warn!(op, %errno, "a name of a hard link goes, and how many are left cannot be written down");
+                    return Ok(false);
+                }
+                Err(error) => return Err(error),
             }
-            Err(error) => Err(error),
         }
     }
 
@@ -83,14 +87,14 @@ impl<T: UpperTree> Union<T> {
         Ok(())
     }
 
-    /// Gives an alias that is about to go a link in the upper. `false`: the name is no alias, or there is no space for a link; then the mark must be told what went.
+    /// Gives an alias that is about to go a link in the upper. `false`: the name is no alias, or there is no space for a link, or there are too many; then the mark must be told what went.
     pub(crate) fn link_alias_to_remove(&self, inode: &Arc<Inode<T>>, parent: &Inode<T>, name: &Name) -> Result<bool> {
         if inode.upper.get().is_none() {
             return Ok(false);
         }
         match self.link_alias(inode, parent, name) {
             Ok(()) => Ok(true),
-            Err(Error::Layer { op, errno }) => {
+            Err(Error::Layer { op, errno }) if is_full(errno) || errno == Errno::MLINK => {
                 tracing::debug!(op, %errno, "an alias goes without having been a link");
                 Ok(false)
             }
@@ -125,10 +129,15 @@ impl<T: UpperTree> Union<T> {
         if !counted {
             let delta = inode.nlink_delta.fetch_sub(1, Ordering::Relaxed) - 1;
             if let Some(node) = inode.upper.get().filter(|_| inode.indexed.load(Ordering::Relaxed)) {
-                self.write_nlink(node, Nlink::Upper(delta))?;
+                // The name has gone all the same, which an error does not tell the kernel.
+                self.write_nlink(node, Nlink::Upper(delta)).inspect_err(|_| self.tell(Event::Attributes(inode.ino)))?;
             }
         }
-        self.drop_index_if_unused(inode)
+        // It is done; an entry that nothing uses is removed at the next mount.
+        if let Err(error) = self.drop_index_if_unused(inode) {
+            tracing::warn!(%error, "an index entry without a name stays");
+        }
+        Ok(())
     }
 
     /// Removes the index entry of an object that the union shows under no name any more. The caller holds the LINKS lock.

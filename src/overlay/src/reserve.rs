@@ -58,7 +58,8 @@ impl<T: Tree> Default for Reserve<T> {
     }
 }
 
-fn is_full(errno: Errno) -> bool {
+/// Whether it is space that is missing: giving some up may help.
+pub(crate) fn is_full(errno: Errno) -> bool {
     matches!(errno, Errno::NOSPC | Errno::DQUOT)
 }
 
@@ -189,7 +190,7 @@ impl<T: UpperTree> Union<T> {
     }
 
     /// Gives a part of the reserve back to the filesystem; `false`: there is none left.
-    fn give_up_some(&self) -> bool {
+    pub(crate) fn give_up_some(&self) -> bool {
         let (dir, space) = {
             let mut kept = self.reserve.kept.lock();
             let dir = kept.dirs.pop_front();

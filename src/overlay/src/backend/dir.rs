@@ -304,10 +304,17 @@ impl DirTree {
         stat
     }
 
-    /// The node of what was just made at `at`.
-    fn made(&self, at: Place<'_, DirNode>) -> Result<DirNode> {
-        let stat = self.in_dir(at, |dir, name| at::stat(At::Name(dir, name)))?;
-        Ok(DirNode::named(&stat, at))
+    /// The node of what was just made at `at`, which `remove` takes away again if it cannot be looked at: who is told that it failed finds nothing.
+    fn made(&self, at: Place<'_, DirNode>, remove: impl FnOnce(BorrowedFd<'_>, &[u8]) -> Result<()>) -> Result<DirNode> {
+        self.or_gone(at, self.in_dir(at, |dir, name| at::stat(At::Name(dir, name))), remove).map(|stat| DirNode::named(&stat, at))
+    }
+
+    fn or_gone<R>(&self, at: Place<'_, DirNode>, looked: Result<R>, remove: impl FnOnce(BorrowedFd<'_>, &[u8]) -> Result<()>) -> Result<R> {
+        looked.inspect_err(|errno| {
+            if let Err(again) = self.in_dir(at, remove) {
+                tracing::warn!(%errno, %again, name = %at.name, "what was made and cannot be looked at stays");
+            }
+        })
     }
 }
 
@@ -499,7 +506,7 @@ impl UpperTree for DirTree {
 
     fn create(&self, at: Place<'_, DirNode>, mode: u32) -> Result<(DirNode, DirFile)> {
         let fd = self.in_dir(at, |dir, name| create::create(dir, name, mode))?;
-        let stat = at::stat(At::Fd(fd.as_fd()))?;
+        let stat = self.or_gone(at, at::stat(At::Fd(fd.as_fd())), create::unlink)?;
         Ok((DirNode::named(&stat, at), DirFile(fd)))
     }
 
@@ -517,17 +524,17 @@ impl UpperTree for DirTree {
 
     fn mkdir(&self, at: Place<'_, DirNode>, mode: u32) -> Result<DirNode> {
         self.in_dir(at, |dir, name| create::mkdir(dir, name, mode))?;
-        self.made(at)
+        self.made(at, create::rmdir)
     }
 
     fn mknod(&self, at: Place<'_, DirNode>, kind: Kind, mode: u32, rdev: u64) -> Result<DirNode> {
         self.in_dir(at, |dir, name| self.keeper.mknod(dir, name, kind, mode, rdev))?;
-        self.made(at)
+        self.made(at, create::unlink)
     }
 
     fn symlink(&self, at: Place<'_, DirNode>, target: &[u8]) -> Result<DirNode> {
         self.in_dir(at, |dir, name| create::symlink(dir, name, target))?;
-        self.made(at)
+        self.made(at, create::unlink)
     }
 
     fn link(&self, node: &DirNode, at: Place<'_, DirNode>) -> Result<()> {
