@@ -475,7 +475,7 @@ pub(crate) fn tree(root: &Path) -> Vec<String> {
         let links = if meta.is_dir() { 0 } else { meta.nlink() };
         let shown = content[..content.len().min(40)].escape_ascii();
         let (mode, uid, gid, rdev, len) = (meta.mode(), meta.uid(), meta.gid(), meta.rdev(), content.len());
-        lines.push(format!("{name:?} {mode:o} {uid}:{gid} links {links} rdev {rdev} {len} bytes {shown:?} {:?}", xattrs(path)));
+        lines.push(format!("{name:?} {mode:o} {uid}:{gid} links {links} rdev {rdev} {len} bytes {shown} {:?}", xattrs(path)));
     });
     lines
 }
