@@ -142,9 +142,9 @@ impl Place {
         }
     }
 
-    /// What is in `work`.
+    /// What is in `work`, but for the mark of a volatile union.
     pub(crate) fn litter(&self) -> Vec<String> {
-        self.lab.staged()
+        self.lab.staged().into_iter().filter(|name| name != "incompat" || !self.more.contains("volatile")).collect()
     }
 
     /// Does something on the mount that must end soon. If it does not the server is killed, which frees it, and that is an error.

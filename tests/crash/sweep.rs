@@ -389,7 +389,7 @@ fn a_server_that_is_killed_at_a_call_leaves_old_or_new() {
     if let Some(reason) = crate::gate::missing() {
         skip!("{reason}");
     }
-    let most = if long() { usize::MAX } else { 3 };
+    let most = if long() { usize::MAX } else { 2 };
     let row = in_two(&operations(), |seed, operation| {
         if !long() && seed % 2 == 1 {
             return Row::default();
@@ -401,7 +401,7 @@ fn a_server_that_is_killed_at_a_call_leaves_old_or_new() {
         }
         row
     });
-    let (target, least) = if long() { ("1,000 points, 0", 1000) } else { ("short form: every other operation", 120) };
+    let (target, least) = if long() { ("1,000 points, 0", 1000) } else { ("short form: every other operation", 100) };
     row.end("SIGKILL on entry of a changing system call, then a new mount", target, least);
 }
 
@@ -410,7 +410,7 @@ fn a_call_that_fails_is_told_and_leaves_what_a_new_mount_shows() {
     if let Some(reason) = crate::gate::missing() {
         skip!("{reason}");
     }
-    let most = if long() { usize::MAX } else { 6 };
+    let most = if long() { usize::MAX } else { 5 };
     let row = in_two(&operations(), |seed, operation| {
         if !long() && seed % 2 == 0 {
             return Row::default();
@@ -422,7 +422,7 @@ fn a_call_that_fails_is_told_and_leaves_what_a_new_mount_shows() {
         }
         row
     });
-    let (target, least) = if long() { ("10,000 points, 0", 10_000) } else { ("short form: every other operation", 250) };
+    let (target, least) = if long() { ("10,000 points, 0", 10_000) } else { ("short form: every other operation", 220) };
     row.end("EIO, ENOSPC, ENOMEM, EMFILE, EDQUOT, EACCES or EINTR of a system call", target, least);
 }
 
