@@ -199,6 +199,11 @@ fn twice(hosts: &[Host], plans: &[(Plan, View<'_>, Vec<Item>)]) -> Vec<Conflict>
     found
 }
 
+/// Whether some of the changes of a try have been carried out, and others have not.
+pub(crate) fn is_half_done(held: &Held) -> anyhow::Result<bool> {
+    Ok(Journal::read(&held.dir)?.is_some_and(|journal| journal.phase == Phase::Commit))
+}
+
 /// Takes back what a try has staged on this machine. `true`: it can be discarded; `false`: its changes are half applied.
 pub(crate) fn take_back(held: &Held, meta: &Meta) -> anyhow::Result<bool> {
     let table = mounts::table()?;

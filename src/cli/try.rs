@@ -230,8 +230,14 @@ fn decide(args: &Args, mut held: Held, meta: &Meta, changes: &[Change], ended: v
     held.sync()?;
     apply::is_synced(&held)?;
     if matches!(fate, Fate::Apply) {
-        let name = held.name.clone();
-        let outcome = apply::apply(held, meta).inspect_err(|_| kept(&name))?;
+        let (name, dir) = (held.name.clone(), held.dir.clone());
+        // Of one that is half done the error says how it goes on.
+        let kept_whole = |_: &anyhow::Error| {
+            if !apply::is_under_way(&dir) {
+                kept(&name)
+            }
+        };
+        let outcome = apply::apply(held, meta).inspect_err(kept_whole)?;
         if outcome == Outcome::Conflicts {
             kept(&name);
         }
@@ -294,7 +300,7 @@ fn list(store: &Store) -> anyhow::Result<ExitCode> {
 fn show_kept(store: &Store, name: &Name, show: &Show) -> anyhow::Result<ExitCode> {
     let (held, state) = store.hold(name)?;
     let meta = known(name, state)?;
-    if apply::is_under_way(&held.dir) {
+    if apply::is_half_done(&held)? {
         let name = name.as_str();
         let why = "its changes are half applied, and what was here before is not known any more";
         return Err(failure(format_args!("try {name}"), why, format_args!("finish with 'plyfs try apply {name}'")));

@@ -639,6 +639,7 @@ fn a_half_applied_try_is_neither_shown_nor_discarded_and_one_that_only_staged_is
         killed("copy_file_range", 1);
         let staged = place.tree();
         assert!(staged.keys().any(|path| path.windows(8).any(|part| part == b"/.plyfs-")), "nothing was staged");
+        assert_eq!(place.changes().len(), 3);
         let done = discard(&[]);
         assert!(done.status.success(), "{}", done.err);
         assert_same(&before, &place.tree(), "discarded");
