@@ -80,6 +80,10 @@ pub(crate) fn wait_for_lowers(lowers: &[PathBuf]) -> anyhow::Result<()> {
         if table.iter().any(|mount| mount.dev == record.dev && mounts::is_plyfs(mount)) {
             return Ok(());
         }
+        // One that goes on serving is mounted elsewhere: its upper is a lower as it is.
+        if begun.elapsed() >= MOMENT && busy::serves(record.pid) {
+            return Ok(());
+        }
         if begun.elapsed() >= PATIENCE {
             tracing::warn!(
                 pid = record.pid,

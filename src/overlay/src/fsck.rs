@@ -372,7 +372,7 @@ impl<T: UpperTree> Check<'_, T> {
         for entry in self.layer.tree.read_dir(dir).attempt("read incompat")? {
             let path = [b"/work/incompat/", entry.name.as_slice()].concat();
             let (what, remedy) = if entry.name == VOLATILE {
-                let what = "it was used without waiting for the disk, and not ended: after a crash of the machine, data may be missing";
+                let what = "the last mount was volatile: after a crash of the machine, data may be missing";
                 (what, "look at the upper; if all is there, remove this directory")
             } else {
                 ("a feature that this version does not know", "use it with what wrote it")
