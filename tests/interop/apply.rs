@@ -323,7 +323,7 @@ fn an_apply_that_is_killed_anywhere_is_finished_by_the_next() {
         let after = place.tree();
         let points = points(&String::from_utf8_lossy(&fs::read(&log).unwrap()));
         assert!(points.len() > 100, "{} points", points.len());
-        let step = if all() { 1 } else { points.len().div_ceil(24) };
+        let step = if all() { 1 } else { points.len().div_ceil(16) };
         let (mut killed, mut tried) = (0, 0);
         let mut seen = BTreeSet::new();
         for (name, count) in points.iter().step_by(step) {
@@ -382,7 +382,7 @@ fn an_apply_that_fails_anywhere_has_changed_nothing_or_can_go_on() {
         let after = place.tree();
         let changes = changes(&String::from_utf8_lossy(&fs::read(&log).unwrap()));
         let errors = ["EIO", "ENOSPC", "EPERM", "EROFS", "EDQUOT", "EACCES", "ENOMEM"];
-        let step = if all() { 1 } else { changes.len().div_ceil(24) };
+        let step = if all() { 1 } else { changes.len().div_ceil(16) };
         let (mut failed, mut tried, mut states) = (0, 0, BTreeMap::new());
         for (number, (name, count)) in changes.iter().enumerate().step_by(step) {
             place.bring_back();
