@@ -1,6 +1,6 @@
 //! The process that serves a mount: layers opened, union made, served, attached, recorded, and at the end unmounted.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use super::fail::failure;
 use super::mounts::SUBTYPE;
 use super::record::{self, Record, Written};
 use super::text::Text;
-use super::{marks, rootless, upper};
+use super::{marks, mounts, rootless, upper};
 
 /// A mount that was checked and can be made.
 #[derive(Debug)]
@@ -61,6 +61,9 @@ pub(crate) fn start(plan: &Plan) -> anyhow::Result<Live> {
     let params = &plan.params;
     let (union, roots) = union(plan)?;
     let options = serve_options(params);
+    if rootless::is_ordinary_user() {
+        return start_by_fusermount(plan, union, &roots, options, signals);
+    }
     let served = serve(&union, &fuse_options(params), options, &format!("mount {}", plan.mountpoint.display()))?;
 
     let mut attached = None;
@@ -78,6 +81,45 @@ pub(crate) fn start(plan: &Plan) -> anyhow::Result<Live> {
         unmount_at_signal(signals, attached, plan.mountpoint.clone())?;
     }
     Ok(Live { union, served, _record: record })
+}
+
+/// The same for a user who may not mount. Others than he do not see into the mount.
+fn start_by_fusermount(
+    plan: &Plan,
+    union: Arc<Union<DirTree>>,
+    roots: &Roots,
+    options: ServeOptions,
+    signals: SignalWaiter,
+) -> anyhow::Result<Live> {
+    let at = || format!("mount {}", plan.mountpoint.display());
+    let remedy = "see that you own the mountpoint and may write to it, or run it as root";
+    union.keep_reserve();
+    let device = mount::fusermount(&fusermount_options(&plan.params), &plan.mountpoint).map_err(|error| failure(at(), error, remedy))?;
+    let served = plyfs_fuse::serve_mounted(union.clone(), device, options).map_err(|error| failure(at(), error, "see the kernel's log"))?;
+    let seen = || {
+        let root = plyfs_sys::root::open_dir(&plan.mountpoint)?;
+        let dev = at::stat(At::Fd(root.as_fd()))?.dev;
+        Ok(Attached { id: mount::mount_id_of(root.as_fd())?, dev: (stat::major(dev), stat::minor(dev)) })
+    };
+    let attached =
+        seen().map_err(|errno: Errno| failure(at(), format_args!("it does not answer: {errno}"), "mount it with -d to see why"))?;
+    let record = write_record(plan, attached.dev, roots, union.upper_tree().map(|(_, dialect)| dialect));
+    unmount_at_signal(signals, attached, plan.mountpoint.clone())?;
+    Ok(Live { union, served, _record: record })
+}
+
+/// What fusermount3 is told; it adds nosuid and nodev itself.
+fn fusermount_options(params: &Params) -> String {
+    let source = params.fsname.as_ref().map_or_else(|| SUBTYPE.to_owned(), |name| name.to_string_lossy().into_owned());
+    // As libfuse does: a comma would begin another option.
+    let source = source.replace('\\', "\\\\").replace(',', "\\,");
+    let flags = [(params.is_read_only(), "ro"), (!params.exec, "noexec"), (params.atime == Atime::Never, "noatime")];
+    let mut options = format!("default_permissions,nosuid,nodev,fsname={source},subtype={SUBTYPE}");
+    for (_, flag) in flags.into_iter().filter(|(set, _)| *set) {
+        options.push(',');
+        options.push_str(flag);
+    }
+    options
 }
 
 impl Live {
@@ -163,8 +205,8 @@ fn union(plan: &Plan) -> anyhow::Result<(Arc<Union<DirTree>>, Roots)> {
         kernel_compat: params.kernel_compat,
         ..behaviour(params.volatile || params.no_sync, params.live_lowers)
     };
-    if params.override_stat {
-        // No system call makes an object complete whose owner is in an attribute.
+    if params.override_stat || rootless::is_ordinary_user() {
+        // No system call makes an object complete whose owner is in an attribute, or whose mode would be too narrow for this process.
         behaviour.own_ids = None;
     }
     let union = make_union_with(LayerStack { upper, lowers }, behaviour, owners(params))?;
@@ -340,6 +382,14 @@ fn unmount(attached: &Attached) -> Result<(), Errno> {
         // By path only that one could be unmounted, which is not ours.
         tracing::warn!("another mount lies over it; unmount that one first");
         return Ok(());
+    }
+    if rootless::is_ordinary_user() {
+        let path = mounts::mountpoint(mount);
+        // In use: as below.
+        return mount::fuserumount(path, false).or_else(|_| mount::fuserumount(path, true)).map_err(|error| {
+            tracing::error!(%error, "fusermount3");
+            Errno::PERM
+        });
     }
     match mount::umount(mount.mountpoint.as_slice(), false) {
         Err(Errno::BUSY) => {

@@ -117,6 +117,13 @@ fn fuse() -> Vec<Row> {
     }
     let offer = match offer() {
         Ok(offer) => offer,
+        Err(_) if rootless::is_ordinary_user() => {
+            rows.push(match in_path(mount::FUSERMOUNT) {
+                Some(_) => Row::good("FUSE mounts", "by fusermount3, and in a user namespace"),
+                None => Row::lack("FUSE mounts", "in a user namespace only: no fusermount3", "apt-get install fuse3"),
+            });
+            return rows;
+        }
         Err(why) => {
             let remedy = "run as root with CAP_SYS_ADMIN, outside of a container that forbids mounts";
             rows.push(Row::lack("FUSE mounts", format!("cannot be made: {why}"), remedy));

@@ -12,7 +12,7 @@ use plyfs_sys::mount::{self, MountAttrFlags, Propagation, SetAttr};
 use plyfs_sys::{Errno, root, userns};
 
 use super::fail::failure;
-use super::marks;
+use super::{marks, rootless};
 
 /// The two directories of a writable layer.
 #[derive(Clone, Debug)]
@@ -148,7 +148,7 @@ pub(crate) fn keeping_upper(tree: DirTree, dialect: Dialect, at: &str, always: b
 
 /// Where owners are kept if nobody says otherwise: in the objects, but in a user namespace, which cannot give away what it has no id for.
 pub(crate) fn own_keeping() -> Keeping {
-    if userns::is_inside() { Keeping::WhereRefused } else { Keeping::InObjects }
+    if userns::is_inside() || rootless::is_ordinary_user() { Keeping::WhereRefused } else { Keeping::InObjects }
 }
 
 /// A stack on lowers that are open.

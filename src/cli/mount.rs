@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -13,7 +14,7 @@ use plyfs_sys::{Errno, mount, root, statfs};
 
 use super::daemon::{self, Plan};
 use super::fail::failure;
-use super::{marks, mounts, trace};
+use super::{marks, mounts, rootless, trace};
 
 const OPTIONS: &str = "\
 Options, separated by commas or given by several -o:
@@ -100,6 +101,11 @@ pub(crate) fn main(args: Args) -> anyhow::Result<ExitCode> {
     }
     let stay = args.foreground || args.debug || params.debug;
     trace::start(args.debug || params.debug);
+    let asks = |list: &OsString| list.as_bytes().split(|&byte| byte == b',').any(|option| option == b"allow_other");
+    if rootless::is_ordinary_user() && args.options.iter().any(asks) {
+        let why = "what others would make in an ordinary user's mount could not be theirs";
+        return Err(failure("option allow_other", why, "leave it out, or run it as root"));
+    }
     let plan = check(params, place)?;
     if args.fake {
         return Ok(ExitCode::SUCCESS);
@@ -171,8 +177,27 @@ fn check(mut params: Params, place: &Path) -> anyhow::Result<Plan> {
     let layers: Vec<(&'static str, &Path)> = params.paths().map(|(what, path)| (what, path.as_path())).collect();
     check_overlap(&layers)?;
     check_outside(&layers, &mountpoint)?;
-    check_fuse(&format!("mount {}", mountpoint.display()))?;
+    if rootless::is_ordinary_user() {
+        check_fusermount(&params, &mountpoint)?;
+    } else {
+        check_fuse(&format!("mount {}", mountpoint.display()))?;
+    }
     Ok(Plan { params, mountpoint, dialect })
+}
+
+/// Who may not mount has fusermount3(1) do it, which takes few options.
+fn check_fusermount(params: &Params, mountpoint: &Path) -> anyhow::Result<()> {
+    let at = format!("mount {}", mountpoint.display());
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    if !std::env::split_paths(&path).any(|dir| dir.join(mount::FUSERMOUNT).is_file()) {
+        let remedy = "install it ('apt-get install fuse3'), run it as root, or in a user namespace ('unshare -Urm')";
+        return Err(failure(at, "no permission to mount, and there is no fusermount3", remedy));
+    }
+    if params.propagation.is_some() || !params.contexts.is_empty() {
+        let why = "an ordinary user's mount takes neither a propagation nor a security context";
+        return Err(failure(at, why, "leave them out, or run it as root"));
+    }
+    Ok(())
 }
 
 fn check_mountpoint(place: &Path) -> anyhow::Result<PathBuf> {

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use plyfs_sys::mount::MountInfo;
+use plyfs_sys::mount::{FusermountError, MountInfo};
 use plyfs_sys::{Errno, mount, process};
 
 use super::fail::{failure, note};
 use super::record::Record;
-use super::{busy, fail, mounts};
+use super::{busy, fail, mounts, rootless};
 
 /// How often to look whether the server is held by somebody else's mount namespace, in milliseconds.
 const LOOK: u32 = 1000;
@@ -56,7 +56,8 @@ fn umount(place: &Path, lazy: bool) -> anyhow::Result<()> {
         return Err(failure(at(), format_args!("it is no union of plyfs but {fstype} ({source})"), "use umount(8)"));
     }
     let server = server(mount);
-    match mount::umount(path.as_path(), lazy) {
+    let unmounted = if rootless::is_ordinary_user() { by_fusermount(&path, lazy, &at())? } else { mount::umount(path.as_path(), lazy) };
+    match unmounted {
         Ok(()) => {}
         Err(Errno::BUSY) => {
             return Err(failure(at(), busy::describe(&table, mount), "end that, or take it out of the tree with -l"));
@@ -72,6 +73,15 @@ fn umount(place: &Path, lazy: bool) -> anyhow::Result<()> {
         tracing::debug!(%error, "a stale record stays");
     }
     Ok(())
+}
+
+/// What a user has mounted by fusermount3, he unmounts by it; why not, if not.
+fn by_fusermount(path: &Path, lazy: bool, at: &str) -> anyhow::Result<Result<(), Errno>> {
+    match mount::fuserumount(path, lazy) {
+        Ok(()) => Ok(Ok(())),
+        Err(FusermountError::Refused(why)) if why.contains("busy") => Ok(Err(Errno::BUSY)),
+        Err(error) => Err(failure(at, error, "a mount is unmounted by who made it, or by root")),
+    }
 }
 
 /// The process that serves it, if it lives and is known.

@@ -56,3 +56,30 @@ fn a_mount_in_a_user_namespace_is_used_compared_and_unmounted() {
         assert_eq!((done.code, done.err.as_str(), done.text()), (Some(0), "", seen), "{ids:?}");
     }
 }
+
+#[test]
+fn an_ordinary_user_mounts_by_fusermount3() {
+    need_mounts!();
+    let lab = Lab::layers();
+    let script = r#"mkdir -p l/d l/e u w m && echo low > l/f && echo x > l/d/x && chmod 555 l/d && chmod 400 l/f
+        "$PLYFS" mount -o lowerdir=l,upperdir=u,workdir=w,fsname=a,b m || "$PLYFS" mount -o 'lowerdir=l,upperdir=u,workdir=w,fsname=a\,b' m
+        chmod 600 m/f; echo new >> m/f; chmod 640 m/d/x; rmdir m/e; mv m/f m/g; mkfifo m/p; mkdir m/n; chmod 0 m/n; ln -s g m/s; mkdir -p m/again && rmdir m/again
+        cat m/g; stat -c '%a %u %F' m/d m/d/x m/g m/n m/p; "$PLYFS" diff m
+        (cd m && "$PLYFS" umount ../m); "$PLYFS" umount m; cat w/dialect; ls m | wc -l
+        "$PLYFS" mount -o lowerdir=l,upperdir=u,workdir=w m; stat -c '%a %u %F' m/d m/d/x m/g m/n; ls m; "$PLYFS" umount m
+        "$PLYFS" mount -o allow_other,lowerdir=l m; "$PLYFS" mount -o lowerdir=l ../b; chmod -R u+rwx l u && rm -rf l u w m"#;
+    // The first one makes the home.
+    drop(lab.as_user(Ids::Single, ""));
+    let done = user(&lab, Ids::Single, script);
+    let kinds = "555 61234 directory\n640 61234 regular file\n600 61234 regular file\n0 61234 directory\n";
+    let seen =
+        format!("low\nnew\n{kinds}644 61234 fifo\nC /d\nC /d/x\nD /e\nD /f\nA /g\nA /n\nA /p\nA /s\nuser\n0\n{kinds}d\ng\nn\np\ns\n");
+    assert_eq!(done.text(), seen, "{done:?}");
+    let said: Vec<&str> = done.err.lines().collect();
+    let parts = ["option b: ", "umount ../m: busy", "option allow_other: ", "mount "];
+    assert_eq!(said.len(), parts.len(), "{done:?}");
+    assert!(
+        said.iter().zip(parts).all(|(line, part)| line.starts_with("plyfs: ") && line.contains(part) && line.contains("; ")),
+        "{done:?}"
+    );
+}

@@ -32,4 +32,4 @@ mod request;
 mod session;
 
 pub use counters::{Counters, Op};
-pub use session::{Error, Result, ServeOptions, Served, serve};
+pub use session::{Error, Result, ServeOptions, Served, serve, serve_mounted};

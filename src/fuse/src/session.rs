@@ -161,16 +161,29 @@ pub struct Served {
 /// [`Error::Mount`] when the kernel makes no mount (`ENOENT` at "open /dev/fuse" where there is none), [`Error::Session`] when it speaks
 /// no protocol that fuser knows, [`Error::Thread`].
 pub fn serve<T: UpperTree>(union: Arc<Union<T>>, mount: &FuseOptions, options: ServeOptions) -> Result<Served> {
+    let (device, mount) = fuse_mount(&FuseOptions { default_permissions: true, ..mount.clone() })?;
+    serve_device(union, device, Place::Detached(mount), options)
+}
+
+/// Serves a mount that somebody else has made and attached, with `default_permissions`, from its descriptor.
+///
+/// # Errors
+///
+/// As [`serve`], but [`Error::Mount`].
+pub fn serve_mounted<T: UpperTree>(union: Arc<Union<T>>, device: OwnedFd, options: ServeOptions) -> Result<Served> {
+    serve_device(union, device, Place::Taken, options)
+}
+
+fn serve_device<T: UpperTree>(union: Arc<Union<T>>, device: OwnedFd, place: Place, options: ServeOptions) -> Result<Served> {
     let pool = Pool::new(options.long_threads).map_err(|error| Error::Thread("long requests", error))?;
-    let started = start(union, mount, options, &pool);
+    let started = start(union, device, place, options, &pool);
     if started.is_err() {
         pool.finish();
     }
     started
 }
 
-fn start<T: UpperTree>(union: Arc<Union<T>>, mount: &FuseOptions, options: ServeOptions, pool: &Pool) -> Result<Served> {
-    let (device, mount) = fuse_mount(&FuseOptions { default_permissions: true, ..mount.clone() })?;
+fn start<T: UpperTree>(union: Arc<Union<T>>, device: OwnedFd, place: Place, options: ServeOptions, pool: &Pool) -> Result<Served> {
     let counters = Arc::new(Counters::default());
     let adapter = Adapter::new(union.clone(), options, counters.clone(), pool.clone());
     let mut config = Config::default();
@@ -191,7 +204,7 @@ fn start<T: UpperTree>(union: Arc<Union<T>>, mount: &FuseOptions, options: Serve
         ended
     };
     let thread = thread::Builder::new().name("plyfs-session".to_owned()).spawn(run).map_err(|error| Error::Thread("the session", error))?;
-    Ok(Served { place: Mutex::new(Place::Detached(mount)), counters, thread })
+    Ok(Served { place: Mutex::new(place), counters, thread })
 }
 
 impl Served {

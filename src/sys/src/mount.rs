@@ -20,9 +20,11 @@ use rustix::path::DecInt;
 use crate::at::last_errno;
 use crate::{Errno, Result};
 
+mod fusermount;
 mod info;
 mod target;
 
+pub use fusermount::{FUSERMOUNT, FusermountError, fusermount, fuserumount};
 pub use info::{MountInfo, Mounts, mounts, mounts_of, parse_mountinfo};
 pub use rustix::mount::MountAttrFlags;
 pub use target::{kind_of, make_target, open_read_in_root, resolve_in_root, stat_fd};

@@ -195,7 +195,9 @@ impl Keeper {
     /// chmod(2).
     pub(super) fn set_mode(self, at: At<'_>, own: Kind, mode: u32) -> Result<()> {
         let kept = self.read(at, own)?;
-        if kept.is_none() && (self.keeping != Keeping::Always || !self.may_have(own)) {
+        // With which this process, without rights over its own files, could not work.
+        let too_narrow = self.may_have(own) && self.working(mode, own) & !mode != 0;
+        if kept.is_none() && !too_narrow && (self.keeping != Keeping::Always || !self.may_have(own)) {
             return at::chmod(at, mode);
         }
         let shown = match kept {
