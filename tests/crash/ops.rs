@@ -131,8 +131,11 @@ fn move_with(from: PathBuf, to: PathBuf, flags: RenameFlags) -> io::Result<()> {
     Ok(renameat_with(CWD, from, CWD, to, flags)?)
 }
 
-fn flags(path: PathBuf, flags: u32) -> io::Result<()> {
-    Ok(set_flags(File::open(path)?.as_fd(), flags)?)
+/// chattr(1): other flags stay, some of which a filesystem does not let go.
+fn flags(path: PathBuf, protection: u32) -> io::Result<()> {
+    let file = File::open(path)?;
+    let now = plyfs_sys::flags::flags(file.as_fd())?;
+    Ok(set_flags(file.as_fd(), (now & !(IMMUTABLE | APPEND)) | protection)?)
 }
 
 fn directory(path: PathBuf) -> io::Result<()> {
