@@ -43,6 +43,9 @@ struct Attached {
     dev: (u32, u32),
 }
 
+/// Requests at once where a layer may be slow to answer.
+const WAITING: usize = 64;
+
 /// Makes this process a daemon, as far as that is not done by detaching, and mounts.
 pub(crate) fn start(plan: &Plan) -> anyhow::Result<Live> {
     let here = |what: &str, errno: Errno| {
@@ -60,7 +63,11 @@ pub(crate) fn start(plan: &Plan) -> anyhow::Result<Live> {
 
     let params = &plan.params;
     let (union, roots) = union(plan)?;
-    let options = serve_options(params);
+    let mut options = serve_options(params);
+    if roots.remote {
+        // So many may wait for an answer that never comes before others have to.
+        options.threads = options.threads.max(WAITING);
+    }
     if rootless::is_ordinary_user() {
         return start_by_fusermount(plan, union, &roots, options, signals);
     }
@@ -169,6 +176,8 @@ struct Roots {
     index: Option<i32>,
     /// Of each lower that merges.
     dialects: Vec<Dialect>,
+    /// A layer's filesystem is another process's or machine's.
+    remote: bool,
 }
 
 fn union(plan: &Plan) -> anyhow::Result<(Arc<Union<DirTree>>, Roots)> {
@@ -190,7 +199,12 @@ fn union(plan: &Plan) -> anyhow::Result<(Arc<Union<DirTree>>, Roots)> {
             failure("workdir", format_args!("the mark of a volatile mount cannot be written: {errno}"), "leave out volatile")
         })?;
     }
+    let mut remote = false;
+    for layer in lowers.iter().chain(&upper) {
+        remote |= layer.tree.is_remote().map_err(|errno| failure(&layer.label, errno, "see that its filesystem answers"))?;
+    }
     let roots = Roots {
+        remote,
         fds: lowers.iter().chain(&upper).filter_map(|layer| layer.tree.root_number()).collect(),
         index: upper.as_ref().and_then(|layer| layer.tree.index_number()),
         dialects: merged.iter().map(|lower| lower.dialect).collect(),

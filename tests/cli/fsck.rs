@@ -553,3 +553,19 @@ fn uppers_of_every_dialect_are_checked_in_their_own() {
         &["'dialect' is of a form that this version does not know; check it with the version"],
     );
 }
+
+#[test]
+fn what_a_volatile_mount_left_is_told_after_the_boot_it_was_in() {
+    need_mounts!();
+    let lab = Lab::layers();
+    {
+        let _mounted = lab.mount(&format!("{},volatile", lab.options()));
+        sh(&lab, "echo x > new");
+        unmount(&lab);
+    }
+    fsck(&lab, &[]).ok();
+    fs::write(lab.path("w/work/incompat/volatile/boot"), "another").unwrap();
+    let done = fsck(&lab, &["--repair"]);
+    assert!(done.code == Some(4) && done.text().starts_with("workdir: /work/incompat/volatile: the last mount was volatile"), "{done:?}");
+    assert!(lab.path("w/work/incompat/volatile/boot").exists(), "only a person knows");
+}

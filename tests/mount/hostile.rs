@@ -111,9 +111,10 @@ fn who_waits_for_a_layer_that_never_answers_holds_nobody_up_elsewhere() {
     let garbage = Garbage::start(&place, "hang");
     lab.mount();
     assert_eq!(names(&lab.mnt("d")), ["in"]);
-    let mut waiting: Vec<_> =
-        (0..20).map(|_| Command::new("stat").arg(lab.mnt("d/hang")).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()).collect();
-    // Each of them asks for the name itself, or waits for the one that does.
+    // More than there are request loops as a rule: each asks for a name of its own.
+    let ask =
+        |number| Command::new("stat").arg(lab.mnt(&format!("d/hang{number}"))).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut waiting: Vec<_> = (0..20).map(ask).collect();
     std::thread::sleep(Duration::from_millis(300));
     sh(&lab.mnt("other"), "cat file; echo more >> file; mkdir new; mv file new; rm -r new");
     assert!(waiting.iter_mut().all(|child| child.try_wait().unwrap().is_none()));

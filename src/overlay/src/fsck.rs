@@ -14,7 +14,7 @@ use plyfs_sys::at::XattrMode;
 use plyfs_sys::stat::{Kind, Stat};
 
 use self::judge::{Fault, Fix, Object};
-use crate::backend::{INCOMPAT, ObjectId, Place, RawEntry, Rename, UpperTree, VOLATILE};
+use crate::backend::{BOOT, INCOMPAT, ObjectId, Place, RawEntry, Rename, UpperTree, VOLATILE, boot_id};
 use crate::error::{Attempt, Error, Result};
 use crate::layer::Layer;
 use crate::name::Name;
@@ -372,7 +372,11 @@ impl<T: UpperTree> Check<'_, T> {
         for entry in self.layer.tree.read_dir(dir).attempt("read incompat")? {
             let path = [b"/work/incompat/", entry.name.as_slice()].concat();
             let (what, remedy) = if entry.name == VOLATILE {
-                let what = "the last mount was volatile: after a crash of the machine, data may be missing";
+                // In the same boot of the machine everything that was written is there.
+                if self.is_of_this_boot(dir)? {
+                    continue;
+                }
+                let what = "the last mount was volatile, in an earlier boot of the machine or by the kernel: data may be missing";
                 (what, "look at the upper; if all is there, remove this directory")
             } else {
                 ("a feature that this version does not know", "use it with what wrote it")
@@ -380,6 +384,24 @@ impl<T: UpperTree> Check<'_, T> {
             self.left("workdir", &path, what.to_owned(), remedy)?;
         }
         Ok(())
+    }
+
+    /// Whether the mark of a volatile mount is of plyfs and of this boot.
+    fn is_of_this_boot(&self, dir: &T::Node) -> Result<bool> {
+        let tree = &self.layer.tree;
+        let Some((mark, stat)) = tree.lookup(dir, &Name::new(VOLATILE)?).attempt("look for volatile")? else { return Ok(false) };
+        if stat.kind != Kind::Dir {
+            return Ok(false);
+        }
+        let Some((boot, stat)) = tree.lookup(&mark, &Name::new(BOOT)?).attempt("look for boot")? else { return Ok(false) };
+        if stat.kind != Kind::File {
+            return Ok(false);
+        }
+        let file = tree.open(&boot).attempt("open boot")?;
+        let mut text = [0; 64];
+        let length = tree.read(&file, &mut text, 0).attempt("read boot")?;
+        let own = boot_id();
+        Ok(!own.is_empty() && text.get(..length) == Some(own.as_slice()))
     }
 
     /// What only the lowers tell.

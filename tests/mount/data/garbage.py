@@ -1,7 +1,7 @@
 """A FUSE filesystem that answers wrongly: garbage.py MOUNTPOINT MODE. Speaks the kernel's protocol (linux/fuse.h) by itself; prints a line when it is mounted.
 
   /f /g /d/in   files with their own names in them     /l  a symlink     /e  an empty directory
-  /d/hang       in mode hang: nobody who looks it up is ever answered
+  /d/hang*      in mode hang: nobody who looks one up is ever answered
 """
 
 import ctypes
@@ -100,7 +100,7 @@ while True:
         answer(unique, 0, struct.pack("<IIIIHHIIHH", 7, 31, 131072, 0, 12, 10, 131072, 1, 32, 0).ljust(64, b"\0"))
     elif code == LOOKUP:
         name = body.split(b"\0")[0].decode()
-        if MODE == "hang" and name == "hang":
+        if MODE == "hang" and name.startswith("hang"):
             continue
         if MODE == "circle" and name == "again":
             entries.setdefault((node, name), len(nodes) + 1)

@@ -29,6 +29,7 @@ use self::fds::{FdCache, Pinned};
 use self::keeping::Keeper;
 pub use self::keeping::Keeping;
 pub use self::open::{LayerOpenError, check_overlap, recorded_dialect_of};
+pub(crate) use self::volatile::{BOOT, boot_id};
 pub(crate) use self::workdir::{INCOMPAT, VOLATILE};
 use super::{Handle, ObjectId, Place, RawEntry, Rename, Seek, Trace, Tree, UpperTree};
 use crate::name::Name;

@@ -16,8 +16,8 @@ use plyfs_sys::stat::{Kind, Stat};
 use plyfs_sys::statfs::StatFs;
 use plyfs_sys::{Errno, Result};
 
+pub(crate) use self::dir::{BOOT, INCOMPAT, VOLATILE, boot_id};
 pub use self::dir::{DirTree, Keeping, LayerOpenError, check_overlap, recorded_dialect_of};
-pub(crate) use self::dir::{INCOMPAT, VOLATILE};
 pub use self::mem::{MemFs, MemTree};
 use crate::name::Name;
 

@@ -309,6 +309,14 @@ impl DirTree {
         }
     }
 
+    /// Whether somebody else answers for this layer, who may be slow, or never answer.
+    ///
+    /// Errors: those of statfs(2).
+    pub fn is_remote(&self) -> plyfs_sys::Result<bool> {
+        let root = self.dir_fd(&self.root)?;
+        Ok(REMOTE.contains(&statfs::statfs(root.as_fd())?.fs_type))
+    }
+
     /// The number of the descriptor of the index of hard links; see [`DirTree::root_number`].
     pub fn index_number(&self) -> Option<i32> {
         match &*self.index.as_ref()?.0.place.read() {
@@ -466,6 +474,9 @@ fn root_node(fd: OwnedFd) -> plyfs_sys::Result<DirNode> {
 
 /// `FUSE_SUPER_MAGIC` of linux/magic.h.
 const FUSE: i64 = 0x6573_5546;
+
+/// Filesystems whose answers come from another process or machine: FUSE, NFS, CIFS and SMB2, Ceph, 9P (linux/magic.h).
+const REMOTE: [i64; 6] = [FUSE, 0x6969, 0xff53_4d42, 0xfe53_4d42, 0x00c3_6400, 0x0102_1997];
 
 /// The filesystem's UUID if it gives out file handles; zeros stand for "no UUID", as in the kernel's origin marks.
 ///

@@ -15,10 +15,10 @@ use super::LayerOpenError;
 const INCOMPAT: &[u8] = b"incompat";
 const VOLATILE: &[u8] = b"volatile";
 const DIRTY: &[u8] = b"dirty";
-const BOOT: &[u8] = b"boot";
+pub(crate) const BOOT: &[u8] = b"boot";
 
 /// Which boot of the machine this is; the same in all of its containers. Nothing where it cannot be read.
-fn boot_id() -> Vec<u8> {
+pub(crate) fn boot_id() -> Vec<u8> {
     std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim_ascii().to_vec()
 }
 
