@@ -1,8 +1,7 @@
 //! Memory layers of which one call fails, and what must hold then: the caller hears of it, and everything that shows is as if the operation had not been
 //! tried; never half of it.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use plyfs_overlay::backend::{Handle, ObjectId, Place, RawEntry, Rename, Seek, Trace, Tree, UpperTree};
 use plyfs_overlay::{Behaviour, Layer, LayerStack, MemTree, Name as Checked, Union};
@@ -12,54 +11,84 @@ use plyfs_sys::statfs::StatFs;
 use plyfs_sys::{Errno, Result};
 
 use crate::case::{Case, Op};
+use crate::crash::empty;
 use crate::divergences;
 use crate::generate::{Random, pool};
-use crate::memory::Layers;
+use crate::memory::{Layers, staged};
 use crate::reference::{Reference, Reply};
 use crate::run::same_outcome;
 use crate::system::System as _;
 use crate::union::UnionSystem;
-use crate::view::{ANY, Identities, View};
+use crate::view::{ANY, Identities, View, show};
 
 type Node = <MemTree as Tree>::Node;
 
-/// The errno that is injected; nothing else answers it.
-const INJECTED: Errno = Errno::HWPOISON;
+/// The errnos that are injected: those that any call of a kernel may answer, and one that nothing else answers.
+pub(crate) const ERRNOS: [Errno; 8] =
+    [Errno::HWPOISON, Errno::IO, Errno::NOSPC, Errno::NOMEM, Errno::MFILE, Errno::DQUOT, Errno::ACCESS, Errno::INTR];
 
-/// How many calls still pass; at 0 one fails. Negative: all pass.
-pub(crate) struct Fuse {
-    left: AtomicI64,
-    /// All that come after the one that fails fail, too.
-    dead: AtomicBool,
+/// Which calls fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Plan {
+    /// The call of this number.
+    pub(crate) call: usize,
+    pub(crate) errno: Errno,
+    pub(crate) then: Then,
 }
 
-impl Default for Fuse {
-    fn default() -> Self {
-        Self { left: AtomicI64::new(-1), dead: AtomicBool::new(false) }
-    }
+/// What comes after the call that fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Then {
+    /// All calls pass.
+    Pass,
+    /// The call so many after it fails, too.
+    Again(usize),
+    /// No call passes any more.
+    Dead,
+}
+
+/// Counts the calls and lets some fail.
+#[derive(Default)]
+pub(crate) struct Fuse(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    plan: Option<Plan>,
+    calls: usize,
+    /// The calls that failed, by name.
+    failed: Vec<&'static str>,
 }
 
 impl Fuse {
-    fn burn(&self) -> Result<()> {
-        if self.left.load(Ordering::Relaxed) < 0 {
-            return if self.dead.load(Ordering::Relaxed) { Err(INJECTED) } else { Ok(()) };
+    fn burn(&self, name: &'static str) -> Result<()> {
+        let mut state = self.0.lock().unwrap();
+        let Some(plan) = state.plan else { return Ok(()) };
+        let call = state.calls;
+        state.calls += 1;
+        let fails = match plan.then {
+            Then::Pass => call == plan.call,
+            Then::Again(after) => call == plan.call || call == plan.call + after,
+            Then::Dead => call >= plan.call,
+        };
+        if fails {
+            state.failed.push(name);
+            return Err(plan.errno);
         }
-        if self.left.fetch_sub(1, Ordering::Relaxed) == 0 { Err(INJECTED) } else { Ok(()) }
+        Ok(())
     }
 
-    fn arm(&self, calls: i64) {
-        self.left.store(calls, Ordering::Relaxed);
+    pub(crate) fn arm(&self, plan: Plan) {
+        *self.0.lock().unwrap() = State { plan: Some(plan), ..State::default() };
     }
 
     /// As if the server were killed after so many calls.
-    pub(crate) fn kill_after(&self, calls: i64) {
-        self.arm(calls);
-        self.dead.store(true, Ordering::Relaxed);
+    pub(crate) fn kill_after(&self, calls: usize) {
+        self.arm(Plan { call: calls, errno: Errno::HWPOISON, then: Then::Dead });
     }
 
-    /// Whether a call has failed since it was armed.
-    pub(crate) fn disarm(&self) -> bool {
-        self.left.swap(-1, Ordering::Relaxed) < 0
+    /// The calls that failed since it was armed. All pass from now on.
+    pub(crate) fn disarm(&self) -> Vec<&'static str> {
+        std::mem::take(&mut *self.0.lock().unwrap()).failed
     }
 }
 
@@ -72,7 +101,7 @@ pub(crate) struct Fault {
 macro_rules! passed_on {
     ($($name:ident($($arg:ident: $type:ty),*) -> $out:ty;)*) => {
         $(fn $name(&self, $($arg: $type),*) -> Result<$out> {
-            self.fuse.burn()?;
+            self.fuse.burn(stringify!($name))?;
             self.tree.$name($($arg),*)
         })*
     };
@@ -158,58 +187,184 @@ fn comparable(mut view: View) -> View {
     view
 }
 
+/// The union of a case on layers that fail.
+struct Subject {
+    layers: Layers,
+    fuse: Arc<Fuse>,
+    behaviour: Behaviour,
+    reserve: bool,
+}
+
+impl Subject {
+    fn new(case: &Case) -> Self {
+        let behaviour = Behaviour { own_ids: case.keep.then_some((0, 0)), metacopy: case.metacopy, ..Behaviour::default() };
+        Self { layers: Layers::new(&case.lowers, case), fuse: Arc::default(), behaviour, reserve: case.keep && case.metacopy }
+    }
+
+    fn system(&self, keep: bool) -> UnionSystem<Fault> {
+        let (upper, lowers) = (self.layers.upper.clone(), self.layers.lowers.clone());
+        let (fuse, behaviour, reserve) = (self.fuse.clone(), self.behaviour, self.reserve);
+        let mount = move |_| mount(&upper, &lowers, &fuse, behaviour, reserve).unwrap();
+        UnionSystem::new("memory with faults", keep, Box::new(mount))
+    }
+
+    /// Mounted again without faults; as after a kill.
+    fn again(&self, keep: bool) -> UnionSystem<Fault> {
+        empty(&self.layers.upper, &self.layers.upper.work());
+        self.system(keep)
+    }
+}
+
+fn mount(
+    upper: &MemTree,
+    lowers: &[MemTree],
+    fuse: &Arc<Fuse>,
+    behaviour: Behaviour,
+    reserve: bool,
+) -> plyfs_overlay::Result<Union<Fault>> {
+    let behind = |tree: &MemTree| Layer::trusted(Fault { tree: tree.clone(), fuse: fuse.clone() });
+    let union = Union::new(LayerStack { upper: Some(behind(upper)), lowers: lowers.iter().map(behind).collect() }, behaviour)?;
+    union.clean_index()?;
+    if reserve {
+        union.keep_reserve();
+    }
+    Ok(union)
+}
+
+/// Something that depends on an operation alone, so that a case can be made smaller.
+fn choice(op: &Op, seed: u64) -> Random {
+    Random::new(op.to_string().bytes().fold(seed, |sum, byte| sum * 31 % 65_521 + u64::from(byte)))
+}
+
 /// Runs a case in which calls fail, a different one at each step.
 pub(crate) fn run(case: &Case) -> std::result::Result<(), String> {
     run_with(case, None)
 }
 
 /// Runs a case in which at each step the call of this number fails.
-pub(crate) fn run_with(case: &Case, fixed: Option<i64>) -> std::result::Result<(), String> {
-    let fuse = Arc::new(Fuse::default());
-    let layers = Layers::new(&case.lowers, case);
-    let behind = |tree: &MemTree, fuse: &Arc<Fuse>| Layer::trusted(Fault { tree: tree.clone(), fuse: fuse.clone() });
-    let (upper, lowers, wired) = (layers.upper.clone(), layers.lowers.clone(), fuse.clone());
-    let behaviour = Behaviour { own_ids: case.keep.then_some((0, 0)), metacopy: case.metacopy, ..Behaviour::default() };
-    let mount = move |_| {
-        let lowers = lowers.iter().map(|tree| behind(tree, &wired)).collect();
-        Union::new(LayerStack { upper: Some(behind(&upper, &wired)), lowers }, behaviour).unwrap()
-    };
-    let mut union = UnionSystem::new("memory with faults", case.keep, Box::new(mount));
+pub(crate) fn run_with(case: &Case, fixed: Option<usize>) -> std::result::Result<(), String> {
+    let subject = Subject::new(case);
+    let mut union = subject.system(case.keep);
     let mut reference = Reference::of(&case.lowers);
     for (step, op) in case.ops.iter().enumerate() {
         // A union that is being made has nobody to answer.
         if matches!(op, Op::Remount | Op::Restack | Op::Forget) {
             continue;
         }
-        // From the operation alone, so that the case can be made smaller.
-        let text = op.to_string().bytes().fold(0, |sum, byte| sum * 31 % 65_521 + u64::from(byte));
-        let calls = fixed.unwrap_or_else(|| i64::try_from(Random::new(text).below(40)).unwrap());
-        let said = |e: String| format!("step {} ({op}), of which call {calls} fails: {e}", step + 1);
-        let mut after = reference.clone();
-        let mut want = after.apply(op);
-        if let Ok(Reply::Object(object)) = &mut want {
-            divergences::uncounted_where_a_copy_failed(object);
-        }
-        fuse.arm(calls);
-        let got = union.apply(op);
-        let failed = fuse.disarm();
-        if got == Err(INJECTED) && !failed {
-            return Err(said("nothing failed".to_owned()));
-        }
-        if got != Err(INJECTED) && !same_outcome(&want, &got) {
-            return Err(said(format!("the answer should be {want:?}\n  but is {got:?}")));
-        }
-        let view = union.view(&pool()).map_err(said)?;
-        let shows = |reference: &Reference| Identities::default().compare(&comparable(reference.view()), &view);
-        // It may have failed after it was done: asking for the attributes of what was made. Nothing was opened then.
-        if got == Err(INJECTED) {
-            after.take_slots_of(&reference);
-        }
-        let undone = if got == Err(INJECTED) { shows(&reference) } else { Err(String::new()) };
-        if let Err(before) = undone {
-            shows(&after).map_err(|e| said(format!("answered {got:?}: neither as before: {before}\nnor as after: {e}")))?;
-            reference = after;
-        }
+        let mut random = choice(op, 0);
+        let call = fixed.unwrap_or_else(|| random.below(40));
+        let plan = Plan { call, errno: if fixed.is_some() { Errno::HWPOISON } else { random.pick(&ERRNOS) }, then: Then::Pass };
+        let said = |e: String| format!("step {} ({op}), {plan:?}: {e}", step + 1);
+        reference = strike(&subject, &mut union, reference, op, plan).map_err(said)?.now;
     }
     union.unmount()
+}
+
+/// What came of an operation of which a call failed.
+struct Struck {
+    failed: Vec<&'static str>,
+    now: Reference,
+}
+
+/// Does an operation of which calls fail; says whether it came to nothing or was done.
+fn strike(
+    subject: &Subject,
+    union: &mut UnionSystem<Fault>,
+    before: Reference,
+    op: &Op,
+    plan: Plan,
+) -> std::result::Result<Struck, String> {
+    let mut after = before.clone();
+    let mut want = after.apply(op);
+    if let Ok(Reply::Object(object)) = &mut want {
+        divergences::uncounted_where_a_copy_failed(object);
+    }
+    subject.fuse.arm(plan);
+    let got = union.apply(op);
+    let failed = subject.fuse.disarm();
+    let told = got == Err(plan.errno);
+    if told && failed.is_empty() {
+        return Err("nothing failed".to_owned());
+    }
+    if !told && !same_outcome(&want, &got) {
+        return Err(format!("the answer should be {want:?}\n  but is {got:?}"));
+    }
+    let view = union.view(&pool())?;
+    let shows = |reference: &Reference| Identities::default().compare(&comparable(reference.view()), &view);
+    // It may have failed after it was done: asking for the attributes of what was made. Nothing was opened then.
+    if told {
+        after.take_slots_of(&before);
+    }
+    let undone = if told { shows(&before) } else { Err(String::new()) };
+    match undone {
+        Ok(()) => Ok(Struck { failed, now: before }),
+        Err(unlike) => {
+            let words = |e| format!("{failed:?} failed, answered {got:?}: neither as before: {unlike}\nnor as after: {e}");
+            shows(&after).map_err(words)?;
+            Ok(Struck { failed, now: after })
+        }
+    }
+}
+
+/// Has each call of the last operation of a case fail in each way; looks at what shows then, and once more after a remount and after a clean end. `plans`: those of the
+/// call of a number.
+pub(crate) fn sweep(case: &Case, plans: &dyn Fn(usize) -> Vec<Plan>) -> std::result::Result<u64, String> {
+    let Some((last, ops)) = case.ops.split_last() else { return Ok(0) };
+    let mut points = 0;
+    for call in 0.. {
+        let mut reached = false;
+        for plan in plans(call) {
+            let said = |e: String| format!("{last}, {plan:?}: {e}");
+            let (subject, mut reference) = (Subject::new(case), Reference::of(&case.lowers));
+            let mut union = subject.system(case.keep);
+            for op in ops {
+                drop(reference.apply(op));
+                drop(union.apply(op));
+            }
+            let struck = strike(&subject, &mut union, reference, last, plan).map_err(said)?;
+            let failed = struck.failed;
+            let said = |e: String| said(format!("{failed:?} failed: {e}"));
+            left_in_order(&subject, union, struck.now, &failed).map_err(said)?;
+            reached |= !failed.is_empty();
+            points += u64::from(!failed.is_empty());
+        }
+        if !reached {
+            break;
+        }
+    }
+    Ok(points)
+}
+
+/// What shows after a failure shows after a remount, and after a clean end.
+fn left_in_order(
+    subject: &Subject,
+    mut union: UnionSystem<Fault>,
+    mut reference: Reference,
+    failed: &[&str],
+) -> std::result::Result<(), String> {
+    // What is to be removed and cannot be, stays until the next mount.
+    let removes = ["unlink", "rmdir", "lookup", "read_dir"];
+    let litter = staged(&subject.layers.upper);
+    if !litter.is_empty() && !failed.iter().any(|name| removes.contains(name)) {
+        return Err(format!("work holds {litter:?}"));
+    }
+    let mut live = union.view(&pool())?;
+    union.unmount()?;
+    drop(union);
+    drop(reference.apply(&Op::Remount));
+    live.slots = vec![None; live.slots.len()];
+    let mut again = subject.again(true);
+    let view = again.view(&pool()).map_err(|e| format!("mounted again: {e}"))?;
+    Identities::default().compare(&comparable(reference.view()), &view).map_err(|e| format!("mounted again: {e}"))?;
+    // Counts of links and times, too, and numbers.
+    Identities::default().compare(&live, &view).map_err(|e| format!("mounted again, not as it was: {e}"))?;
+    if let Some((path, object)) = view.tree.iter().find(|(path, object)| live.tree[*path].id != object.id) {
+        return Err(format!("mounted again: {} has the number {}, was {}", show(path), object.id, live.tree[path].id));
+    }
+    again.settle()?;
+    drop(again);
+    let mut settled = subject.again(true);
+    let view = settled.view(&pool()).map_err(|e| format!("settled: {e}"))?;
+    Identities::default().compare(&comparable(reference.view()), &view).map_err(|e| format!("settled: {e}"))?;
+    settled.unmount()
 }

@@ -63,7 +63,7 @@ fn killed_anywhere<P>(
         let prepared = prepare(&union);
         fuse.kill_after(calls);
         let done = act(&union, prepared);
-        let killed = fuse.disarm();
+        let killed = !fuse.disarm().is_empty();
         drop(union);
         check(&layers.union(), &format!("killed at call {calls}, answered {done:?}"));
         if !killed {

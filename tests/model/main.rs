@@ -11,6 +11,7 @@
 //! | `diff` | the diff by its rules |
 //! | `divergences` | where they may differ |
 //! | `run` | one case on several of them |
+//! | `catalogue` | operations of every kind |
 //! | `crash` | what a power cut leaves |
 //! | `fault` | the union when a layer's call fails |
 //! | `killed` | what a server leaves that is killed at any of its calls |
@@ -22,6 +23,7 @@
 
 mod build;
 mod case;
+mod catalogue;
 mod crash;
 mod diff;
 mod directories;
@@ -51,6 +53,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use plyfs_format::Dialect;
 use plyfs_overlay::Keeping;
+use plyfs_sys::Errno;
 
 use crate::case::Case;
 use crate::generate::{Options, case};
@@ -115,8 +118,51 @@ fn a_failing_call_undoes_the_operation() {
     cases("faults", 15_000, Options { ops: 24, remounts: false }, &fault::run);
 }
 
+/// Goes through the catalogue of operations.
+fn catalogue(name: &str, run: &dyn Fn(&Case) -> Result<(), String>) {
+    let failures: Vec<_> = catalogue::cases().filter_map(|case| Some(format!("{case}{}\n", caught(&case, run)?))).collect();
+    assert!(failures.is_empty(), "{name}: {} failures\n{}", failures.len(), failures.join("\n"));
+}
+
+#[test]
+fn the_catalogue_agrees_with_the_reference() {
+    catalogue("memory", &memory::run);
+}
+
+#[test]
+fn each_failing_call_leaves_what_shows_after_a_remount() {
+    let points = std::cell::Cell::new(0);
+    let plan = |call, errno| fault::Plan { call, errno, then: fault::Then::Pass };
+    // Full disks are looked at everywhere, each other errno at every eighth call; with PLYFS_MODEL_CASES all at all.
+    let all = number("PLYFS_MODEL_CASES").is_some();
+    let plans = |call: usize| -> Vec<_> {
+        let errnos = fault::ERRNOS.iter().enumerate();
+        errnos.filter(|(index, errno)| all || **errno == Errno::NOSPC || call % 8 == *index).map(|(_, errno)| plan(call, *errno)).collect()
+    };
+    let sweep = |case: &Case| {
+        points.set(points.get() + fault::sweep(case, &plans)?);
+        Ok(())
+    };
+    catalogue("each fault", &sweep);
+    cases("each fault", 20, Options { ops: 5, remounts: false }, &sweep);
+    eprintln!("{} points", points.get());
+}
+
+#[test]
+fn what_fails_while_a_failure_is_undone_leaves_what_shows_after_a_remount() {
+    let points = std::cell::Cell::new(0);
+    let plan = |call, after| fault::Plan { call, errno: Errno::IO, then: fault::Then::Again(after) };
+    let plans = |call| (1..=3).map(|after| plan(call, after)).collect();
+    catalogue("two faults", &|case| {
+        points.set(points.get() + fault::sweep(case, &plans)?);
+        Ok(())
+    });
+    eprintln!("{} points", points.get());
+}
+
 #[test]
 fn after_a_power_cut_everything_is_old_or_new() {
+    catalogue("power cuts", &crash::run);
     cases("power cuts", 500, Options { ops: 12, remounts: false }, &crash::run);
 }
 

@@ -127,11 +127,13 @@ impl<T: UpperTree> Union<T> {
             inode.has_other_names.store(left > 0, Ordering::Relaxed);
         }
         if !counted {
-            let delta = inode.nlink_delta.fetch_sub(1, Ordering::Relaxed) - 1;
+            // Written first: what cannot be written down is not counted now and otherwise later.
             if let Some(node) = inode.upper.get().filter(|_| inode.indexed.load(Ordering::Relaxed)) {
+                let delta = inode.nlink_delta.load(Ordering::Relaxed) - 1;
                 // The name has gone all the same, which an error does not tell the kernel.
                 self.write_nlink(node, Nlink::Upper(delta)).inspect_err(|_| self.tell(Event::Attributes(inode.ino)))?;
             }
+            inode.nlink_delta.fetch_sub(1, Ordering::Relaxed);
         }
         // It is done; an entry that nothing uses is removed at the next mount.
         if let Err(error) = self.drop_index_if_unused(inode) {
