@@ -148,8 +148,7 @@ impl Layers {
 
     /// `work` is empty, and no lower layer was written.
     pub(crate) fn check(&self) -> Result<(), String> {
-        let mut left: Vec<_> = std::fs::read_dir(self.work().join("work")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        left.retain(|name| !name.as_encoded_bytes().starts_with(b"#reserve."));
+        let left: Vec<_> = std::fs::read_dir(self.work().join("work")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         if !left.is_empty() {
             return Err(format!("work holds {left:?}"));
         }

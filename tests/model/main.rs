@@ -152,7 +152,8 @@ fn each_failing_call_leaves_what_shows_after_a_remount() {
 fn what_fails_while_a_failure_is_undone_leaves_what_shows_after_a_remount() {
     let points = std::cell::Cell::new(0);
     let plan = |call, after| fault::Plan { call, errno: Errno::IO, then: fault::Then::Again(after) };
-    let plans = |call| (1..=3).map(|after| plan(call, after)).collect();
+    let all = number("PLYFS_MODEL_CASES").is_some();
+    let plans = |call: usize| (1..=3).filter(|after| all || call % 3 + 1 == *after).map(|after| plan(call, after)).collect();
     catalogue("two faults", &|case| {
         points.set(points.get() + fault::sweep(case, &plans)?);
         Ok(())

@@ -94,12 +94,10 @@ impl Layers {
     }
 }
 
-/// What is in `work`, but for what is kept there for deleting without space.
+/// What is in `work`.
 pub(crate) fn staged(tree: &MemTree) -> Vec<RawEntry> {
     use plyfs_overlay::backend::UpperTree as _;
-    let mut left = tree.read_dir(&tree.work()).unwrap();
-    left.retain(|entry| !entry.name.starts_with(b"#reserve."));
-    left
+    tree.read_dir(&tree.work()).unwrap()
 }
 
 /// A new upper's root shows what the old one showed.

@@ -160,9 +160,9 @@ impl Lab {
         write(&self.upper(path), content.as_ref());
     }
 
-    /// What is in `work`, but for what is kept there for deleting without space.
+    /// What is in `work`.
     pub(crate) fn staged(&self) -> Vec<String> {
-        names(&self.work.join("work")).into_iter().filter(|name| !name.starts_with("#reserve.")).collect()
+        names(&self.work.join("work"))
     }
 
     /// A tmpfs in the lab.

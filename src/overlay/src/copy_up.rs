@@ -352,14 +352,19 @@ impl<T: UpperTree> Union<T> {
         let _links = inode.links.lock();
         self.write_nlink(&staged.node, Nlink::Lower(inode.nlink_delta.load(Ordering::Relaxed)))?;
         self.place_staged(staged, indexed)?;
-        if let Some(at) = at
-            && let Err(errno) = tree.link(&staged.node, at)
-        {
-            tree.unlink(indexed).attempt("take a copy-up out of the index")?;
-            return Err(errno).attempt("link a copy-up from the index");
+        let mut links = 1;
+        if let Some(at) = at {
+            match tree.link(&staged.node, at) {
+                Ok(()) => links = 2,
+                Err(errno) => match tree.unlink(indexed) {
+                    Ok(()) | Err(Errno::NOENT) => return Err(errno).attempt("link a copy-up from the index"),
+                    // All names show it already: it is done, and this one has no link of its own, as the others.
+                    Err(undo) => tracing::warn!(%errno, %undo, "a copy-up stays in the index without a name"),
+                },
+            }
         }
         inode.indexed.store(true, Ordering::Relaxed);
-        inode.count_links(&staged.stat, if at.is_some() { 2 } else { 1 });
+        inode.count_links(&staged.stat, links);
         if let Err(error) = self.write_nlink(&staged.node, Nlink::Upper(inode.nlink_delta.load(Ordering::Relaxed))) {
             // It is done; the mark that counts from the lower object says the same.
             tracing::warn!(%error, "the nlink mark counts from the lower object");

@@ -350,23 +350,43 @@ impl<T: UpperTree> Union<T> {
         let (atime, mtime, ctime) = (moment(stat.atime), moment(stat.mtime), moment(stat.ctime));
         let before = Before { atime, mtime, ctime, mode: stat.mode, uid: stat.uid, gid: stat.gid, capability };
         let file = tree.open_write(node).attempt("open a metacopy for writing")?;
-        let brought = match content {
-            // Killed after this, the file is empty: no data is looked for below an empty one.
-            Content::Empty => tree.truncate(&file, 0).attempt("truncate a metacopy").and_then(|()| self.commit_data(node, &file)),
-            Content::Whole | Content::Metadata if stat.size == 0 => self.commit_data(node, &file),
-            Content::Whole | Content::Metadata => {
-                inode.arrival.begin(before.clone());
-                self.write_before(node, &before)
-                    .and_then(|()| self.fill_metacopy(inode, &file, &stat))
-                    .and_then(|()| self.put_back(node, &before))
-                    .and_then(|()| self.commit_data(node, &file))
+        // Nothing is put back that was not touched: that could fail, too.
+        let mut touched = false;
+        let mut bring = || -> Result<()> {
+            match content {
+                // Killed after this, the file is empty: no data is looked for below an empty one.
+                Content::Empty => {
+                    let emptied = tree.truncate(&file, 0);
+                    touched = emptied.is_ok() || tree.stat(node).map_or(true, |now| (now.size, now.mtime) != (stat.size, stat.mtime));
+                    emptied.attempt("truncate a metacopy")?;
+                }
+                Content::Whole | Content::Metadata if stat.size == 0 => {}
+                Content::Whole | Content::Metadata => {
+                    inode.arrival.begin(before.clone());
+                    self.write_before(node, &before)?;
+                    touched = true;
+                    self.fill_metacopy(inode, &file, &stat)?;
+                    self.put_back(node, &before)?;
+                }
             }
+            self.commit_data(node, &file)
         };
-        if let Err(error) = brought {
+        if let Err(error) = bring() {
+            if !touched {
+                inode.arrival.end();
+                return Err(error);
+            }
             // As it was: the metacopy mark is still there.
-            let emptied = if content == Content::Empty { tree.truncate(&file, stat.size) } else { self.punch(&file, stat.size) };
-            if let Err(error) = emptied {
-                tracing::warn!(%error, "data that did not come takes space in a metacopy");
+            if content == Content::Empty {
+                if let Err(undo) = tree.truncate(&file, stat.size) {
+                    tracing::warn!(%undo, "a file whose truncation failed is empty, with the times of that");
+                    // No data is looked for below an empty file.
+                    inode.upper_data.store(true, Ordering::Release);
+                    return Err(error);
+                }
+            } else if let Err(undo) = self.write_before(node, &before).and_then(|()| self.punch(&file, stat.size).attempt("undo")) {
+                // It does not show.
+                tracing::warn!(%undo, "data that did not come takes space in a metacopy");
             }
             if let Err(error) = self.put_back(node, &before).and_then(|()| self.drop_marks(node, &[MarkKind::Before])) {
                 tracing::warn!(%error, "a metacopy keeps the mark of data that did not come");

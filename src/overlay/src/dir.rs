@@ -325,8 +325,12 @@ impl<T: UpperTree> Union<T> {
                 tree.link(node, staging).attempt("stage a link")?;
                 // An object that was pinned, because another name of it went, is known by the staged name from here on: it moves along, or is pinned again.
                 if let Err(errno) = tree.rename(staging, Some(node), to, None, Rename::Replace) {
-                    self.pin(&inode, staging)?;
-                    tree.unlink(staging).attempt("remove a staged link")?;
+                    if let Err(error) = self.pin(&inode, staging).and_then(|_| tree.unlink(staging).attempt("remove a staged link")) {
+                        tracing::warn!(%error, "a staged link stays in workdir");
+                        // A name that does not count, and goes with the inode.
+                        tree.known_by(node, staging, true);
+                        inode.nlink_delta.fetch_sub(1, Ordering::Relaxed);
+                    }
                     return Err(errno).attempt("commit a link");
                 }
                 Ok(())

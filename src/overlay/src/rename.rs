@@ -23,6 +23,8 @@ use crate::name::Name;
 use crate::resolve::Resolved;
 use crate::union::{Caller, Redirects, Union};
 
+use self::whiteout::Left;
+
 /// Flags of rename(2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum RenameMode {
@@ -346,7 +348,18 @@ impl<T: UpperTree> Union<T> {
         Self::moved(from, to, source);
         match device {
             // The old name stays, and so does its place in the listing.
-            Some(device) => self.list_insert(from.dir, from.name, &self.intern(from.dir, from.name, device)),
+            Some(Left::Device(device)) => self.list_insert(from.dir, from.name, &self.intern(from.dir, from.name, *device)),
+            Some(Left::Torn(error)) => {
+                match replaced.filter(|_| held == Target::Object) {
+                    Some(replaced) => {
+                        replaced.add_name(from.dir, from.name);
+                        self.list_insert(from.dir, from.name, replaced);
+                    }
+                    None => self.list_remove(from.dir, from.name),
+                }
+                self.list_insert(to.dir, to.name, source);
+                return Err(error);
+            }
             None => self.list_remove(from.dir, from.name),
         }
         self.list_insert(to.dir, to.name, source);

@@ -1,15 +1,14 @@
-//! What deleting needs where a filesystem has no space left: a whiteout to link from, and inodes and blocks to give back.
+//! What deleting needs where a filesystem has no space left: inodes and blocks to give back, and a whiteout to link from.
 //!
-//! Removing what only the upper holds takes no space. Hiding what a lower holds takes a whiteout: a further link of one that is there, as in kernel overlayfs, needs no inode (but on tmpfs, where each
-//! name counts as one). What else it may need, an entry that does not fit into the directory or the copy-up of a directory, comes from empty directories and a file of zeros in
-//! `work`, which are given up one by one and made again when there is space.
+//! Removing what only the upper holds takes no space. Hiding what a lower holds takes a whiteout, which is an inode, and perhaps an entry that does not fit into its directory or the copy-up of
+//! directories above it. That comes from files without a name, one of them with blocks of its own, which are given up one by one, and made again when there is space: nothing of them is left
+//! by a server that is killed. The first whiteout that is made so stays in `work`, and others are links of it, as in kernel overlayfs: these need no inode (but on tmpfs, where each
+//! name counts as one).
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use plyfs_sys::Errno;
-use plyfs_sys::stat::Kind;
+use plyfs_sys::{Errno, limits};
 
 use crate::backend::{Place, Rename, Tree, UpperTree};
 use crate::copy_up::Content;
@@ -20,8 +19,9 @@ use crate::name::Name;
 use crate::sync::{AtomicBool, AtomicU32};
 use crate::union::Union;
 
-/// How many directories are kept: the depth of a lower tree that can be removed with no inode left.
-const DIRS: usize = 16;
+/// How many inodes are kept at most: the depth of a lower tree that can be removed with no inode left. Each keeps a descriptor, of which a part may be taken.
+const INODES: usize = 16;
+const DESCRIPTORS: u64 = 32;
 /// The size of the file at most, and the part of a small filesystem that it takes. xfs asks for some hundred KiB to be free before it makes a name, whatever that needs in the end.
 const SPACE: u64 = 1 << 20;
 const PART: u64 = 128;
@@ -29,9 +29,6 @@ const PART: u64 = 128;
 const STEPS: u64 = 4;
 /// How many removals go by until a reserve that could not be made again is tried once more.
 const PATIENCE: u32 = 64;
-
-/// The names of what is kept in `work` begin so.
-const PREFIX: &str = "#reserve.";
 
 pub(crate) struct Reserve<T: Tree> {
     kept: Ranked<LEAF, Kept<T>>,
@@ -44,16 +41,16 @@ pub(crate) struct Reserve<T: Tree> {
 }
 
 struct Kept<T: Tree> {
-    whiteout: Option<T::Node>,
-    dirs: VecDeque<Name>,
-    space: Option<(T::Node, u64)>,
-    /// How many names were given.
-    names: u64,
+    inodes: Vec<T::Node>,
+    /// A file, and the bytes that it holds.
+    space: Option<(Arc<T::File>, u64)>,
+    /// What whiteouts are links of while there is no space, and its name in `work`.
+    whiteout: Option<(T::Node, Name)>,
 }
 
 impl<T: Tree> Default for Reserve<T> {
     fn default() -> Self {
-        let kept = Kept { whiteout: None, dirs: VecDeque::new(), space: None, names: 0 };
+        let kept = Kept { inodes: Vec::new(), space: None, whiteout: None };
         Self { kept: Ranked::new(kept), wanted: AtomicBool::new(false), low: AtomicBool::new(false), patience: AtomicU32::new(0) }
     }
 }
@@ -64,7 +61,7 @@ pub(crate) fn is_full(errno: Errno) -> bool {
 }
 
 impl<T: UpperTree> Union<T> {
-    /// Keeps what deleting needs when no space is left, in `work`, from now on. What there is no space for is made later; without a reserve the union works as well, but for that.
+    /// Keeps what deleting needs when no space is left, from now on. What there is no space for is made later; without a reserve the union works as well, but for that.
     pub fn keep_reserve(&self) {
         if !self.is_read_only() {
             self.reserve.wanted.store(true, Ordering::Relaxed);
@@ -73,34 +70,24 @@ impl<T: UpperTree> Union<T> {
         }
     }
 
-    /// Gives up what [`Union::keep_reserve`] keeps: at a clean end nothing is left in `work`.
+    /// Gives up what [`Union::keep_reserve`] keeps.
     pub fn drop_reserve(&self) {
-        if !self.reserve.wanted.swap(false, Ordering::Relaxed) {
-            return;
-        }
-        let (whiteout, dirs, space) = {
-            let mut kept = self.reserve.kept.lock();
-            (kept.whiteout.take().is_some(), std::mem::take(&mut kept.dirs), kept.space.take().is_some())
-        };
-        drop((whiteout, dirs, space));
-        if let Err(error) = self.sweep_reserve() {
-            tracing::warn!(%error, "litter stays in workdir");
+        self.reserve.wanted.store(false, Ordering::Relaxed);
+        let kept = std::mem::replace(&mut *self.reserve.kept.lock(), Kept { inodes: Vec::new(), space: None, whiteout: None });
+        if let Some((_, name)) = &kept.whiteout {
+            self.drop_shared_whiteout(name);
         }
     }
 
-    fn sweep_reserve(&self) -> Result<()> {
-        let tree = &self.upper()?.tree;
-        let work = tree.work();
-        for entry in tree.read_dir(&work).attempt("list workdir")? {
-            if !entry.name.starts_with(PREFIX.as_bytes()) {
-                continue;
-            }
-            let name = Name::new(&entry.name)?;
-            let at = Place { dir: &work, name: &name };
-            let removed = if entry.kind == Some(Kind::Dir) { tree.rmdir(at) } else { tree.unlink(at) };
-            removed.attempt("give up the reserve")?;
+    /// Nothing is linked to it any more.
+    fn drop_shared_whiteout(&self, name: &Name) {
+        let removed = self.upper().and_then(|layer| {
+            let work = layer.tree.work();
+            layer.tree.unlink(Place { dir: &work, name }).attempt("remove a whiteout")
+        });
+        if let Err(error) = removed {
+            tracing::warn!(%error, "a whiteout stays in workdir");
         }
-        Ok(())
     }
 
     /// Hides a name that is free in the upper, or in the dialect Aufs any, by what is kept if there is no space. `false`: in that dialect it was hidden already.
@@ -122,30 +109,58 @@ impl<T: UpperTree> Union<T> {
     }
 
     fn put_whiteout_at(&self, at: Place<'_, T::Node>) -> plyfs_sys::Result<()> {
-        let tree = &self.upper().map_err(|error| error.errno())?.tree;
-        let put = || {
-            let whiteout = self.reserve.kept.lock().whiteout.clone();
-            match whiteout.map(|whiteout| tree.link(&whiteout, at)) {
-                Some(linked @ (Ok(()) | Err(Errno::EXIST))) => linked,
-                Some(Err(errno)) => {
-                    if !is_full(errno) {
-                        // EMLINK: another one takes its place. Of all others it is not known that another one helps, and there is no hurry.
-                        let patience = if errno == Errno::MLINK { 0 } else { PATIENCE };
-                        self.reserve.kept.lock().whiteout = None;
-                        self.reserve.patience.store(patience, Ordering::Relaxed);
-                        self.reserve.low.store(true, Ordering::Relaxed);
-                    }
-                    tracing::debug!(%errno, "a whiteout that is no link of another one");
-                    self.make_whiteout(at)
-                }
-                None => self.make_whiteout(at),
-            }
-        };
         loop {
-            match put() {
-                Err(errno) if is_full(errno) && self.give_up_some() => {}
+            match self.link_whiteout(at).unwrap_or_else(|| self.make_whiteout(at)) {
+                Err(errno) if is_full(errno) && self.give_up_some() => self.share_whiteout(),
                 put => return put,
             }
+        }
+    }
+
+    /// Puts a whiteout that is a link of the shared one, if there is one and it can be linked.
+    fn link_whiteout(&self, at: Place<'_, T::Node>) -> Option<plyfs_sys::Result<()>> {
+        let (whiteout, name) = self.reserve.kept.lock().whiteout.clone()?;
+        let linked = self.upper().map_err(|error| error.errno()).and_then(|layer| layer.tree.link(&whiteout, at));
+        match linked {
+            Ok(()) | Err(Errno::EXIST) => Some(linked),
+            Err(errno) => {
+                // EMLINK: it has as many links as it can. If another one is needed, another one is made.
+                tracing::debug!(%errno, "no link of the shared whiteout");
+                if !is_full(errno) {
+                    self.reserve.kept.lock().whiteout = None;
+                    self.drop_shared_whiteout(&name);
+                }
+                None
+            }
+        }
+    }
+
+    /// Makes a whiteout in `work` for others to be links of, unless there is one. Who cannot have it goes on without.
+    fn share_whiteout(&self) {
+        if self.reserve.kept.lock().whiteout.is_some() {
+            return;
+        }
+        let shared = || -> Result<Option<(T::Node, Name)>> {
+            let tree = &self.upper()?.tree;
+            let (work, name) = (tree.work(), self.temp_name()?);
+            self.make_whiteout(Place { dir: &work, name: &name }).attempt("share a whiteout")?;
+            match tree.lookup(&work, &name).attempt("share a whiteout") {
+                Ok(made) => Ok(made.map(|(node, _)| (node, name))),
+                Err(error) => {
+                    self.drop_shared_whiteout(&name);
+                    Err(error)
+                }
+            }
+        };
+        match shared() {
+            Ok(whiteout) => {
+                // Of two threads one is too many.
+                let other = std::mem::replace(&mut self.reserve.kept.lock().whiteout, whiteout);
+                if let Some((_, name)) = other {
+                    self.drop_shared_whiteout(&name);
+                }
+            }
+            Err(error) => tracing::debug!(%error, "no shared whiteout"),
         }
     }
 
@@ -191,37 +206,32 @@ impl<T: UpperTree> Union<T> {
 
     /// Gives a part of the reserve back to the filesystem; `false`: there is none left.
     pub(crate) fn give_up_some(&self) -> bool {
-        let (dir, space) = {
+        let (inode, space) = {
             let mut kept = self.reserve.kept.lock();
-            let dir = kept.dirs.pop_front();
-            let space = kept.space.as_mut().filter(|(_, size)| *size > 0).map(|(node, size)| {
+            let inode = kept.inodes.pop();
+            let space = kept.space.as_mut().filter(|(_, size)| *size > 0).map(|(file, size)| {
                 *size = size.saturating_sub(SPACE / STEPS);
-                (node.clone(), *size)
+                (file.clone(), *size)
             });
-            (dir, space)
+            (inode, space)
         };
-        if dir.is_none() && space.is_none() {
+        if inode.is_none() && space.is_none() {
             return false;
         }
         self.reserve.low.store(true, Ordering::Relaxed);
-        if let Err(error) = self.give_up(dir, space) {
+        // Its descriptor was the last that there was of it.
+        drop(inode);
+        let given = self.upper().and_then(|layer| {
+            if let Some((file, size)) = space {
+                layer.tree.truncate(&file, size).attempt("give up space")?;
+            }
+            // ext4 gives freed blocks out again only after they were committed.
+            layer.tree.sync_dir(&layer.tree.work()).attempt("give up space")
+        });
+        if let Err(error) = given {
             tracing::warn!(%error, "what is kept for deleting without space cannot be given up");
         }
         true
-    }
-
-    fn give_up(&self, dir: Option<Name>, space: Option<(T::Node, u64)>) -> Result<()> {
-        let tree = &self.upper()?.tree;
-        let work = tree.work();
-        if let Some(name) = dir {
-            tree.rmdir(Place { dir: &work, name: &name }).attempt("give up a directory")?;
-        }
-        if let Some((node, size)) = space {
-            let file = tree.open_write(&node).attempt("give up space")?;
-            tree.truncate(&file, size).attempt("give up space")?;
-        }
-        // ext4 gives freed blocks out again only after they were committed.
-        tree.sync_dir(&work).attempt("give up space")
     }
 
     /// After a removal: makes again what of the reserve is missing, if there is space. What fails is tried later.
@@ -248,57 +258,45 @@ impl<T: UpperTree> Union<T> {
         }
     }
 
-    fn reserve_name(&self, what: &str) -> Result<Name> {
-        let mut kept = self.reserve.kept.lock();
-        kept.names += 1;
-        Name::new(format!("{PREFIX}{what}.{:x}", kept.names))
-    }
-
     fn try_refill(&self) -> Result<()> {
         let tree = &self.upper()?.tree;
-        let work = tree.work();
-        if self.reserve.kept.lock().whiteout.is_none() {
-            let name = self.reserve_name("whiteout")?;
-            self.make_whiteout(Place { dir: &work, name: &name }).attempt("keep a whiteout")?;
-            let made = tree.lookup(&work, &name).attempt("keep a whiteout")?;
-            self.reserve.kept.lock().whiteout = made.map(|(node, _)| node);
+        let (soft, _) = limits::nofile();
+        let inodes = usize::try_from(soft / DESCRIPTORS).unwrap_or(INODES).min(INODES);
+        while self.reserve.kept.lock().inodes.len() < inodes {
+            let Some((node, _)) = tree.tmpfile().attempt("keep an inode")? else { return Ok(()) };
+            self.reserve.kept.lock().inodes.push(node);
         }
-        while self.reserve.kept.lock().dirs.len() < DIRS {
-            let name = self.reserve_name("dir")?;
-            tree.mkdir(Place { dir: &work, name: &name }, 0o700).attempt("keep a directory")?;
-            self.reserve.kept.lock().dirs.push_back(name);
-        }
-        let there = self.reserve.kept.lock().space.as_ref().map(|(node, size)| (node.clone(), *size));
         let stat = tree.statfs().attempt("keep space")?;
-        let space = (stat.blocks.saturating_mul(stat.frsize) / PART).min(SPACE);
-        if there.as_ref().is_none_or(|(_, size)| *size < space) {
-            let node = self.keep_space(there.map(|(node, _)| node), space)?;
-            self.reserve.kept.lock().space = Some((node, space));
+        let size = (stat.blocks.saturating_mul(stat.frsize) / PART).min(SPACE);
+        let there = self.reserve.kept.lock().space.clone();
+        if there.as_ref().is_none_or(|(_, there)| *there < size) {
+            let file = match there {
+                Some((file, _)) => file,
+                None => match tree.tmpfile().attempt("keep space")? {
+                    Some((_, file)) => Arc::new(file),
+                    None => return Ok(()),
+                },
+            };
+            self.allocate(&file, size)?;
+            self.reserve.kept.lock().space = Some((file, size));
+        }
+        // There is space: whiteouts are inodes of their own again.
+        let shared = self.reserve.kept.lock().whiteout.take();
+        if let Some((_, name)) = shared {
+            self.drop_shared_whiteout(&name);
         }
         Ok(())
     }
 
-    /// A file in `work` with blocks of its own.
-    fn keep_space(&self, there: Option<T::Node>, size: u64) -> Result<T::Node> {
+    /// Gives a file blocks of its own.
+    fn allocate(&self, file: &T::File, size: u64) -> Result<()> {
         let tree = &self.upper()?.tree;
-        let work = tree.work();
-        let (node, file) = match there {
-            Some(node) => {
-                let file = tree.open_write(&node).attempt("keep space")?;
-                (node, file)
-            }
-            None => {
-                let name = self.reserve_name("space")?;
-                tree.create(Place { dir: &work, name: &name }, 0o600).attempt("keep space")?
-            }
-        };
-        match tree.fallocate(&file, 0, 0, size.max(1)) {
+        match tree.fallocate(file, 0, 0, size.max(1)) {
             Err(Errno::OPNOTSUPP) => {
                 let zeros = vec![0; usize::try_from(size).unwrap_or_default()];
-                tree.write(&file, &zeros, 0).attempt("keep space")?;
+                tree.write(file, &zeros, 0).attempt("keep space").map(drop)
             }
-            kept => kept.attempt("keep space")?,
+            kept => kept.attempt("keep space"),
         }
-        Ok(node)
     }
 }

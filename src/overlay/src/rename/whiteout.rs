@@ -10,9 +10,17 @@ use plyfs_sys::stat::Kind;
 
 use super::{End, Target};
 use crate::backend::{Place, Rename, UpperTree};
-use crate::error::{Attempt, Result};
+use crate::error::{Attempt, Error, Result};
 use crate::inode::{Inode, NewInode};
 use crate::union::{Caller, Union};
+
+/// What is at the old name after the move.
+pub(super) enum Left<T: UpperTree> {
+    /// The device.
+    Device(Box<NewInode<T>>),
+    /// What the first step put there, and that is to be told: neither could the device take its place, nor the move be undone.
+    Torn(Error),
+}
 
 impl<T: UpperTree> Union<T> {
     /// Moves `source` and leaves a character device 0:0; returns what its inode is made of. The caller holds the DIR locks of both ends exclusively, has put
@@ -25,20 +33,27 @@ impl<T: UpperTree> Union<T> {
         source: &Arc<Inode<T>>,
         held: Target,
         replaced: Option<&Arc<Inode<T>>>,
-    ) -> Result<NewInode<T>> {
+    ) -> Result<Left<T>> {
         let tree = &self.upper()?.tree;
         // Everything that needs space comes before the move.
         let (device, temp) = self.stage_device(caller, from.dir)?;
         let work = tree.work();
         let staged = Place { dir: &work, name: &temp };
-        if let Err(error) = self.move_and_put(from, to, source, held, replaced, &device, staged) {
-            tree.unlink(staged).attempt("remove a staged device")?;
-            return Err(error);
+        let torn = match self.move_and_put(from, to, source, held, replaced, &device, staged) {
+            Ok(None) => {
+                let id = tree.id(&device);
+                return Ok(Left::Device(Box::new(NewInode::made(Kind::Char, device, id))));
+            }
+            Ok(Some(error)) => Ok(Left::Torn(error)),
+            Err(error) => Err(error),
+        };
+        if let Err(errno) = tree.unlink(staged) {
+            tracing::warn!(%errno, "a device stays in workdir");
         }
-        let id = tree.id(&device);
-        Ok(NewInode::made(Kind::Char, device, id))
+        torn
     }
 
+    /// Returns the error that keeps the device from its place, if the move cannot be undone.
     #[allow(clippy::too_many_arguments)] // Both ends, what is moved, what is there, and what is left.
     fn move_and_put(
         &self,
@@ -49,7 +64,7 @@ impl<T: UpperTree> Union<T> {
         replaced: Option<&Arc<Inode<T>>>,
         device: &T::Node,
         staged: Place<'_, T::Node>,
-    ) -> Result<()> {
+    ) -> Result<Option<Error>> {
         let tree = &self.upper()?.tree;
         let (old, new) = (self.place(from)?, self.place(to)?);
         let node = self.upper_node(source)?;
@@ -68,13 +83,19 @@ impl<T: UpperTree> Union<T> {
         // Only a directory cannot be replaced by a device.
         let put = if over_dir { Rename::Exchange } else { Rename::Replace };
         if let Err(errno) = tree.rename(staged, Some(device), old, None, put) {
-            self.move_back(old, new, node, exchanged, held)?;
-            return Err(errno).attempt("leave a device behind a rename");
+            let error = Error::Layer { op: "leave a device behind a rename", errno };
+            return match self.move_back(old, new, node, exchanged, held) {
+                Ok(()) => Err(error),
+                Err(undo) => {
+                    tracing::error!(%undo, %error, "a rename that should leave a device leaves none");
+                    Ok(Some(error))
+                }
+            };
         }
         if over_dir && let Err(error) = self.remove_aside(staged, Kind::Dir) {
             tracing::warn!(%error, "litter stays in workdir");
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Undoes the first step. What the old name holds goes back to the new one: what was replaced, or a whiteout, which is right there if there was one.
