@@ -38,7 +38,7 @@ fn fill(dir: &Path) {
 fn removes_everything(mut lab: Lab, place: &Path, each_takes_an_inode: bool) {
     let few = 12;
     lab.live_on(place);
-    for number in 0..150 {
+    for number in 0..60 {
         lab.write_lower(&format!("in-upper/lower{number}"), "lower");
         lab.write_lower(&format!("in-upper/changed{number}"), "lower");
         lab.write_lower(&format!("in-upper/dir{number}/file"), "lower");
@@ -47,12 +47,12 @@ fn removes_everything(mut lab: Lab, place: &Path, each_takes_an_inode: bool) {
         lab.write_lower(&format!("not-in-upper/a/b/c/d/e{number}/f/g/file"), "lower");
     }
     lab.mount();
-    for number in 0..150 {
+    for number in 0..60 {
         fs::write(lab.mnt(&format!("in-upper/changed{number}")), "changed").unwrap();
         fs::write(lab.mnt(&format!("in-upper/new{number}")), "new").unwrap();
         fs::create_dir(lab.mnt(&format!("in-upper/new-dir{number}"))).unwrap();
     }
-    for number in 0..50 {
+    for number in 0..20 {
         fs::write(lab.mnt(&format!("in-upper/dir{number}/file")), "changed").unwrap();
     }
     fill(place);
@@ -61,17 +61,17 @@ fn removes_everything(mut lab: Lab, place: &Path, each_takes_an_inode: bool) {
     let remove = |path: &str| fs::remove_file(lab.mnt(path)).unwrap_or_else(|error| panic!("{}, {path}: {error}", place.display()));
     let remove_dir = |path: &str| fs::remove_dir_all(lab.mnt(path)).unwrap_or_else(|error| panic!("{}, {path}: {error}", place.display()));
     let remove_lowers = |from: usize| {
-        (from..150).for_each(|number| remove(&format!("in-upper/lower{number}")));
-        (50..150).for_each(|number| remove_dir(&format!("in-upper/dir{number}")));
+        (from..60).for_each(|number| remove(&format!("in-upper/lower{number}")));
+        (50..60).for_each(|number| remove_dir(&format!("in-upper/dir{number}")));
         remove_dir("not-in-upper");
     };
     (0..few).for_each(|number| remove(&format!("in-upper/lower{number}")));
     if !each_takes_an_inode {
         remove_lowers(few);
     }
-    (0..150).for_each(|number| remove(&format!("in-upper/changed{number}")));
-    (0..50).for_each(|number| remove_dir(&format!("in-upper/dir{number}")));
-    for number in 0..150 {
+    (0..60).for_each(|number| remove(&format!("in-upper/changed{number}")));
+    (0..20).for_each(|number| remove_dir(&format!("in-upper/dir{number}")));
+    for number in 0..60 {
         remove(&format!("in-upper/new{number}"));
         remove_dir(&format!("in-upper/new-dir{number}"));
     }
@@ -90,8 +90,8 @@ fn removes_everything(mut lab: Lab, place: &Path, each_takes_an_inode: bool) {
 #[test]
 fn everything_can_be_removed_where_no_space_is_left() {
     for (name, mkfs) in [
-        ("ext4", &["ext4", "-q", "-m", "0", "-N", "4096"][..]),
-        ("ext4-1k", &["ext4", "-q", "-m", "0", "-N", "4096", "-b", "1024"]),
+        // With small blocks a directory needs more of them soon.
+        ("ext4", &["ext4", "-q", "-m", "0", "-N", "4096", "-b", "1024"][..]),
         ("xfs", &["xfs", "-q", "-m", "crc=1"]),
     ] {
         let mut lab = lab::lab!("mkfs.ext4", "mkfs.xfs");

@@ -260,7 +260,7 @@ impl<T: UpperTree> Union<T> {
 
     fn try_refill(&self) -> Result<()> {
         let tree = &self.upper()?.tree;
-        let (soft, _) = limits::nofile();
+        let (soft, _) = limits::nofile().attempt("keep an inode")?;
         let inodes = usize::try_from(soft / DESCRIPTORS).unwrap_or(INODES).min(INODES);
         while self.reserve.kept.lock().inodes.len() < inodes {
             let Some((node, _)) = tree.tmpfile().attempt("keep an inode")? else { return Ok(()) };
