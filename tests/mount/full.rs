@@ -62,7 +62,7 @@ fn removes_everything(mut lab: Lab, place: &Path, each_takes_an_inode: bool) {
     let remove_dir = |path: &str| fs::remove_dir_all(lab.mnt(path)).unwrap_or_else(|error| panic!("{}, {path}: {error}", place.display()));
     let remove_lowers = |from: usize| {
         (from..60).for_each(|number| remove(&format!("in-upper/lower{number}")));
-        (50..60).for_each(|number| remove_dir(&format!("in-upper/dir{number}")));
+        (20..60).for_each(|number| remove_dir(&format!("in-upper/dir{number}")));
         remove_dir("not-in-upper");
     };
     (0..few).for_each(|number| remove(&format!("in-upper/lower{number}")));
