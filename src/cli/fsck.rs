@@ -15,10 +15,10 @@ use super::text::Text;
 use super::{marks, output};
 
 const CODES: &str = "\
-Exit codes, as of fsck(8): 0 nothing is wrong; 1 everything was mended; 4 something is left; 5 both; 8 it could
-not be looked at, 16 wrong usage. A union that is mounted is refused. Nothing that has content is deleted: what
-cannot stay where it is moves to 'lost+found' in the work directory. Marks that only lower directories could
-explain are told and never mended.";
+Exit codes, as of fsck(8): 0 nothing is wrong; 1 everything was mended; 4 something is left;
+5 both; 8 it could not be looked at; 16 wrong usage. A union that is mounted is refused. Nothing
+that has content is deleted: what cannot stay where it is moves to 'lost+found' in the work
+directory. Marks that only lower directories could explain are told and never mended.";
 
 /// The exit code of an error.
 pub(crate) const EXIT_FAILED: u8 = 8;

@@ -22,11 +22,12 @@ use super::{EXIT_LAUNCH, mount, output};
 const MORE: &str = "\
 The command sees the files of this machine, and writes to layers of its own. When it has ended,
 what it added, changed and deleted is printed. On a terminal you are asked whether to keep or apply
-that; elsewhere it is kept, under a name that is told on stderr, unless --discard or --apply is given.
---apply carries the changes out on this machine if the command succeeded (exit code 0), else they are
-kept. First everything that they replace is compared with what the command saw: if somebody else
-changed any of it, each such path is told, nothing is changed, and the try is kept. 'plyfs try apply'
-does the same later, and goes on after it was cut off.
+that; elsewhere it is kept, under a name that is told on stderr, unless --discard or --apply says
+otherwise.
+--apply carries the changes out on this machine if the command succeeded (exit code 0), else they
+are kept. First everything that they replace is compared with what the command saw: if somebody
+else changed any of it, each such path is told, nothing is changed, the try is kept, and the exit
+code is 125. 'plyfs try apply' does the same later, and goes on after it was cut off.
 Network traffic, signals and other effects beyond files are not undone. Sockets of the host (docker,
 dbus, systemd) are masked for that reason. The exit code is that of the command, 128+n for signal n,
 127 if it is not found, 126 if it cannot be executed, 125 if plyfs failed.";
