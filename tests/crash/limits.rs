@@ -68,8 +68,9 @@ fn copy_ups_that_find_no_space_leak_nothing() {
                     row.violation(format!("after {number} failures {now:?} are free, not {free:?}"));
                     free = Some(now);
                 }
+                // Fewer are what the reserve for deletions has given up.
                 let now = descriptors(lab.pid());
-                if *open.get_or_insert(now) != now {
+                if *open.get_or_insert(now) < now {
                     row.violation(format!("after {number} failures {now} descriptors are open, not {open:?}"));
                     open = Some(now);
                 }
