@@ -187,6 +187,10 @@ impl Assembly {
     pub(crate) fn build(mut self, spec: &Spec) -> Result<Assembled> {
         for (index, entry) in spec.mounts.iter().enumerate() {
             let source = self.mounts.get_mut(index).and_then(Option::take);
+            // Why a place cannot be looked up is told where something is mounted there.
+            if spec.keep_root && matches!(self.find(entry.target()), Ok(None)) {
+                continue;
+            }
             match (entry, source) {
                 (MountSpec::BindReadOnly { target, optional: true, .. }, Some(mount)) => match self.attach(mount.as_fd(), target) {
                     // In a user namespace the place shows what is mounted there on the host, which may have lost its server.

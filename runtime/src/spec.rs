@@ -91,7 +91,7 @@ pub enum Root {
     },
 }
 
-/// Something mounted in the root. The entries of a list are mounted in their order. Places that are missing are made.
+/// Something mounted in the root. The entries of a list are mounted in their order. Places that are missing are made, unless [`Spec::keep_root`] is set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MountSpec {
     /// A detached mount, attached as it is, but that device nodes in it do not work.
@@ -260,6 +260,8 @@ pub struct Spec {
     pub cwd: InnerPath,
     /// Take `/` if `cwd` is no directory there.
     pub cwd_or_root: bool,
+    /// Make no place to mount at in the root: an entry whose place is missing is left out.
+    pub keep_root: bool,
     /// Its host name; needs `uts`.
     pub hostname: Option<OsString>,
     /// A uts namespace of its own.
@@ -293,6 +295,7 @@ impl Spec {
             env: vec![(OsString::from("PATH"), OsString::from("/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"))],
             cwd: InnerPath::from("/"),
             cwd_or_root: false,
+            keep_root: false,
             hostname: None,
             uts: true,
             ipc: true,

@@ -169,6 +169,8 @@ fn execute(
     spec.env = std::env::vars_os().collect();
     spec.cwd = std::env::current_dir().map_or_else(|_| InnerPath::from("/"), InnerPath::from);
     spec.cwd_or_root = true;
+    // A mount of the host that has gone meanwhile, with its directory, is no change of the command.
+    spec.keep_root = true;
     // The command is anything that runs on this machine, sudo and su included; what they can reach at most is limited all the same.
     spec.no_new_privs = false;
     if plyfs_sys::process::effective_uid() != 0 {

@@ -48,6 +48,7 @@ all![
     tmpfs_has_its_limits,
     attached_mounts_are_used_and_end_with_the_command,
     targets_are_made_and_stay_in_the_root,
+    no_target_is_made_in_a_root_that_is_kept,
     current_directory_is_looked_up_inside,
     own_program_cannot_be_written_to,
     deleted_program_launches_from_a_sealed_copy,
@@ -514,6 +515,23 @@ fn targets_are_made_and_stay_in_the_root() {
     spec.mounts.push(MountSpec::Tmpfs { target: InnerPath::from("/proc/1/root/tmp"), options: TmpfsOptions::default() });
     let error = try_run(&spec).unwrap_err();
     assert!(error.to_string().contains("links of /proc"), "{error}");
+}
+
+fn no_target_is_made_in_a_root_that_is_kept() {
+    let scratch = Scratch::new();
+    let mut spec = scratch.script("ls -d /*; grep -c ' /t ' /proc/self/mounts");
+    let tmpfs = |target| MountSpec::Tmpfs { target: InnerPath::from(target), options: TmpfsOptions::default() };
+    spec.mounts.push(tmpfs("/t"));
+    // The first one makes what it needs.
+    let before = output(&spec);
+    assert!(before.ends_with("\n1\n"), "{before}");
+    spec.keep_root = true;
+    spec.mounts.extend(["/gone", "/t/gone/below", "/gone/too"].map(tmpfs));
+    assert_eq!(output(&spec), before);
+    assert!(!scratch.path().join("gone").exists());
+    spec.keep_root = false;
+    output(&spec);
+    assert!(scratch.path().join("gone").is_dir());
 }
 
 fn current_directory_is_looked_up_inside() {
