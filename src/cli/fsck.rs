@@ -88,6 +88,10 @@ pub(crate) fn main(args: &Args) -> anyhow::Result<ExitCode> {
         .chain([("upperdir", args.upper.as_path()), ("workdir", args.work.as_path())])
         .collect();
     check_overlap(&layers)?;
+    if is_workdir(&args.upper) && !is_workdir(&args.work) {
+        let why = "it holds what a work directory does, and nothing else";
+        return Err(failure(format_args!("--upper {}", args.upper.display()), why, "see whether --upper and --work are exchanged"));
+    }
     let tree = DirTree::to_check(&args.upper, &args.work)?;
     let recorded = tree.recorded_dialect().map_err(|errno| {
         let why = match errno {
@@ -99,6 +103,8 @@ pub(crate) fn main(args: &Args) -> anyhow::Result<ExitCode> {
     if recorded.map_or(!params.user_xattr, |dialect| dialect == Dialect::Trusted) {
         marks::can_be_read(&at)?;
     }
+    // Its root tells whether owners are kept in attributes, whoever looks.
+    params.override_stat = tree.keeps_owners_aside().map_err(|errno| failure(&at, errno, "see that root can read there"))?;
     let upper = marks::upper_to_read(tree, &args.upper, &params, recorded)?;
     let lowers = marks::open(&marks::lowers(&params), &params.data, &params)?;
     let failed = |error| failure(&at, error, "see that root can read and write there");
@@ -114,6 +120,15 @@ pub(crate) fn main(args: &Args) -> anyhow::Result<ExitCode> {
         }
     });
     Ok(ExitCode::from(code))
+}
+
+/// Whether a directory looks as the workdir of a union that was mounted. One that cannot be read is told when it is opened.
+fn is_workdir(dir: &Path) -> bool {
+    const OWN: [&str; 4] = ["work", "index", "dialect", "lost+found"];
+    let Ok(entries) = std::fs::read_dir(dir) else { return false };
+    let names: Vec<_> = entries.filter_map(|entry| entry.map(|entry| entry.file_name()).ok()).collect();
+    let has = |name: &str| names.iter().any(|found| found == name);
+    has("work") && (has("index") || has("dialect")) && names.iter().all(|name| OWN.iter().any(|own| name == own))
 }
 
 fn print(found: &[Problem], json: bool) -> anyhow::Result<()> {

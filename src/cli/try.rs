@@ -251,7 +251,9 @@ fn decide(args: &Args, mut held: Held, meta: &Meta, changes: &[Change], ended: v
 }
 
 fn kept(name: &str) {
-    note(format_args!("try: kept as {name}; 'plyfs try diff {name}' shows it, 'plyfs try discard {name}' removes it"));
+    note(format_args!(
+        "try: kept as {name}; 'plyfs try diff {name}' shows it, 'plyfs try apply {name}' carries it out, 'plyfs try discard {name}' removes it"
+    ));
 }
 
 /// Asks until there is an answer; the end of the input keeps.

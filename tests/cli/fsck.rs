@@ -388,6 +388,25 @@ fn fsck_of_what_is_no_upper_is_refused() {
         lab.plyfs(args).refused(16, "fsck: ", &[]);
     }
     lab.plyfs(&["fsck", "--upper", "u", "--work", "w", "-o", "nonsense"]).refused(8, "option nonsense: unknown; ", &[]);
+    let lab = used();
+    fs::create_dir(lab.path("u/work")).unwrap();
+    fs::write(lab.path("u/work/#draft"), "text").unwrap();
+    lab.plyfs(&["fsck", "--upper", "w", "--work", "u", "--repair"]).refused(8, "--upper w: ", &["exchanged"]);
+    assert_eq!(fs::read_to_string(lab.path("u/work/#draft")).unwrap(), "text");
+}
+
+#[test]
+fn an_upper_that_keeps_owners_in_attributes_is_checked_as_any() {
+    need_mounts!();
+    let lab = Lab::layers();
+    {
+        let _mounted = lab.mount(&format!("xattr_permissions=2,{}", lab.options()));
+        sh(&lab, "echo more >> top; chown 7:8 top");
+        unmount(&lab);
+    }
+    fsck(&lab, &[]).ok();
+    mark(lab.path("u/top"), "protattr", b"zz");
+    assert_eq!(fsck(&lab, &[]).code, Some(4));
 }
 
 #[test]

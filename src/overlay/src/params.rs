@@ -280,7 +280,7 @@ impl Params {
                         "layers are not named so here; say --upper, --lower and --workdir"
                     }
                     _ if rule(name).is_some() || name.starts_with(b"@") => {
-                        "only userxattr and whiteout say how layers are compared; leave it out"
+                        "only userxattr and whiteout say how marks are spelled; leave it out"
                     }
                     _ => return Err(ParamError::Unknown(String::from_utf8_lossy(option).into_owned())),
                 };
