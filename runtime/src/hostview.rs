@@ -51,6 +51,8 @@ pub enum Reason {
     ReadOnlyOnHost,
     /// Its type is none that a union can have as a lower: others change it, or it is no storage.
     Type,
+    /// It cannot be looked at.
+    Broken,
     /// A single file is mounted, and a union is of directories.
     File,
     /// Looking into it makes the host mount something.

@@ -258,13 +258,13 @@ fn union_of(held: &Held, host: &Host) -> anyhow::Result<Union<DirTree>> {
     let pair = Pair::within(&held.layer(host.filesystem.number));
     let lower = layers::host_lower(host.filesystem.mountpoint.as_path())
         .map_err(|errno| failure(host.filesystem.mountpoint.as_path().display(), errno, "run it as root"))?;
-    let make = |upper: DirTree, lower: OwnedFd| -> anyhow::Result<Union<DirTree>> {
+    let make = |upper: DirTree| -> anyhow::Result<Union<DirTree>> {
         let behaviour = Behaviour { live_lowers: true, ..daemon::behaviour(true, true) };
-        Union::new(layers::stack(upper, &pair, &[lower])?, behaviour).map_err(|error| failure("layers", error, "see that they can be read"))
+        Union::new(layers::stack(upper, &pair, &lower)?, behaviour).map_err(|error| failure("layers", error, "see that they can be read"))
     };
     // One to settle, which is not used afterwards.
-    daemon::settle(&make(DirTree::upper(&pair.upper, &pair.work)?, lower.try_clone()?)?);
-    make(DirTree::upper_readonly(&pair.upper, pair.index().as_deref())?, lower)
+    daemon::settle(&make(DirTree::upper(&pair.upper, &pair.work)?)?);
+    make(DirTree::upper_readonly(&pair.upper, pair.index().as_deref())?)
 }
 
 fn told(host: &Host, found: Vec<Conflict>) -> impl Iterator<Item = Conflict> {

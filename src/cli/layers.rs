@@ -6,7 +6,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use plyfs_format::Dialect;
-use plyfs_overlay::{DirTree, Keeping, Layer, LayerOpenError, LayerStack, recorded_dialect_of};
+use plyfs_overlay::{Behaviour, DirTree, Keeping, Layer, LayerOpenError, LayerStack, Union, recorded_dialect_of};
 use plyfs_sys::at::{self, At, SetTime, XattrMode};
 use plyfs_sys::mount::{self, MountAttrFlags, Propagation, SetAttr};
 use plyfs_sys::{Errno, root, userns};
@@ -85,10 +85,49 @@ fn attributes(dir: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, Errno> {
     }
 }
 
+/// A filesystem of the host as a lower.
+pub(crate) struct HostLower {
+    fd: OwnedFd,
+    /// What is mounted below came along.
+    crowded: bool,
+}
+
+impl AsFd for HostLower {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl HostLower {
+    /// The tree of this one filesystem.
+    fn tree(&self) -> Result<DirTree, Errno> {
+        let copy = self.fd.try_clone().map_err(|_| Errno::MFILE)?;
+        let tree = DirTree::lower_from_fd(copy)?;
+        if self.crowded { tree.on_one_mount() } else { Ok(tree) }
+    }
+
+    fn layer(&self) -> anyhow::Result<Layer<DirTree>> {
+        let tree = self.tree().map_err(|errno| failure("a lower layer", errno, "see that root can read it"))?;
+        Ok(Layer::new(tree, marks::own_dialect()))
+    }
+
+    /// Whether it can be a lower at all: its root is looked at, as for a union.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        for name in attributes(self.as_fd())? {
+            match at::get_xattr(At::Fd(self.as_fd()), &name) {
+                Ok(_) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Union::new(LayerStack { upper: None, lowers: [self.layer()?].into() }, Behaviour::default())?;
+        Ok(())
+    }
+}
+
 /// The one mount of the host at a path, without those below it, as a clone that nobody else sees: read-only, no access times are changed by
 /// it, and what is mounted on the host later does not come into it.
-pub(crate) fn host_lower(mountpoint: &Path) -> Result<OwnedFd, Errno> {
-    // In a user namespace what is mounted below cannot be left behind: it came along when the namespace was made, and may hide something. It shows then.
+pub(crate) fn host_lower(mountpoint: &Path) -> Result<HostLower, Errno> {
+    // In a user namespace what is mounted below cannot be left behind: it came along when the namespace was made, and may hide something.
     let (clone, recursive) = match mount::open_tree_clone_path(mountpoint, false) {
         Err(Errno::INVAL) => (mount::open_tree_clone_path(mountpoint, true)?, true),
         other => (other?, false),
@@ -100,13 +139,7 @@ pub(crate) fn host_lower(mountpoint: &Path) -> Result<OwnedFd, Errno> {
         Err(Errno::PERM) => mount::mount_setattr(clone.as_fd(), &attr(MountAttrFlags::MOUNT_ATTR_RDONLY), recursive)?,
         other => other?,
     }
-    Ok(clone)
-}
-
-/// A lower, from a descriptor that stays the caller's.
-pub(crate) fn lower(fd: BorrowedFd<'_>) -> anyhow::Result<DirTree> {
-    let copy = fd.try_clone_to_owned()?;
-    DirTree::lower_from_fd(copy).map_err(|errno| failure("a lower layer", errno, "see that root can read it"))
+    Ok(HostLower { fd: clone, crowded: recursive })
 }
 
 /// Opens the lowers of a stack, the topmost first: those that merge, and those that hold only data.
@@ -151,10 +184,9 @@ pub(crate) fn own_keeping() -> Keeping {
     if userns::is_inside() || rootless::is_ordinary_user() { Keeping::WhereRefused } else { Keeping::InObjects }
 }
 
-/// A stack on lowers that are open.
-pub(crate) fn stack(upper: DirTree, pair: &Pair, lowers: &[OwnedFd]) -> anyhow::Result<LayerStack<DirTree>> {
-    let dialect = marks::own_dialect();
-    let lowers = lowers.iter().map(|fd| lower(fd.as_fd()).map(|tree| Layer::new(tree, dialect))).collect::<anyhow::Result<_>>()?;
+/// A stack on a filesystem of the host.
+pub(crate) fn stack(upper: DirTree, pair: &Pair, lower: &HostLower) -> anyhow::Result<LayerStack<DirTree>> {
+    let lowers = [lower.layer()?].into();
     Ok(LayerStack { upper: Some(own_upper(upper, pair)?), lowers })
 }
 

@@ -19,7 +19,7 @@ use plyfs_sys::stat::Kind;
 
 use super::apply::Recorder;
 use super::fail::{failure, note};
-use super::layers::{self, Pair};
+use super::layers::{self, HostLower, Pair};
 use super::store::{Filesystem, Held, Meta};
 use super::{daemon, diff, mounts};
 
@@ -34,7 +34,7 @@ pub(crate) struct View {
 /// A filesystem of the host that is a lower now.
 struct Part {
     filesystem: Filesystem,
-    lower: OwnedFd,
+    lower: HostLower,
     suid: bool,
     exec: bool,
 }
@@ -56,7 +56,7 @@ impl View {
         let table = mounts::table()?;
         let failed = |errno| failure("/", errno, "mount /proc, and run it outside of a chroot");
         let root = root::open_dir(Path::new("/")).and_then(|root| mount::mount_id_of(root.as_fd())).map_err(failed)?;
-        let planned = hostview::plan(&table, root, &kind_at)
+        let planned = hostview::plan(&table, root, &kind_of_mounted)
             .into_iter()
             .filter(|entry| !matches!(entry.action, Action::Skip(_)))
             .filter(|entry| !state.iter().any(|state| mounts::mountpoint(&entry.mount).starts_with(state)))
@@ -79,24 +79,32 @@ impl View {
         let mut parts = Vec::new();
         let mut refused = Vec::new();
         for (number, mount) in (0_u32..).zip(self.unions()) {
-            match layers::host_lower(mounts::mountpoint(mount)) {
+            let lower =
+                layers::host_lower(mounts::mountpoint(mount)).map_err(|errno| (Reason::Type, format!("cannot clone its mount: {errno}")));
+            let lower = lower.and_then(|lower| match lower.check() {
+                Ok(()) => Ok(lower),
+                Err(error) => Err((Reason::Broken, format!("cannot be looked at: {error:#}"))),
+            });
+            match lower {
                 Ok(lower) => parts.push(Part {
                     filesystem: Filesystem::of(number, mount),
                     lower,
                     suid: !mount.has_option(b"nosuid"),
                     exec: !mount.has_option(b"noexec"),
                 }),
-                Err(errno) if number == 0 => {
-                    return Err(failure("/", format_args!("cannot clone its mount: {errno}"), "run it as root with CAP_SYS_ADMIN"));
+                Err((_, why)) if number == 0 => {
+                    return Err(failure("/", why, "run it as root with CAP_SYS_ADMIN"));
                 }
-                Err(errno) => {
-                    tracing::debug!(%errno, mountpoint = %mounts::mountpoint(mount).display(), "no clone of the mount");
-                    refused.push(mount.id);
+                Err((reason, why)) => {
+                    tracing::debug!(mountpoint = %mounts::mountpoint(mount).display(), "{why}");
+                    refused.push((mount.id, reason));
                 }
             }
         }
-        for entry in self.planned.iter_mut().filter(|entry| refused.contains(&entry.mount.id)) {
-            entry.action = Action::ReadOnly(Reason::Type);
+        for entry in &mut self.planned {
+            if let Some((_, reason)) = refused.iter().find(|(id, _)| *id == entry.mount.id) {
+                entry.action = Action::ReadOnly(*reason);
+            }
         }
         Ok(parts)
     }
@@ -108,7 +116,11 @@ impl View {
             .iter()
             .filter(|entry| entry.is_lesser())
             .map(|entry| {
-                let word = if matches!(entry.action, Action::Empty(_)) { "empty" } else { "read-only" };
+                let word = match entry.action {
+                    Action::Empty(_) => "empty",
+                    Action::ReadOnly(Reason::Broken) => "broken",
+                    _ => "read-only",
+                };
                 let fstype = String::from_utf8_lossy(&entry.mount.fstype).into_owned();
                 format!("{} ({fstype}, {word})", mounts::mountpoint(&entry.mount).display())
             })
@@ -188,10 +200,9 @@ impl Part {
         let pair = Pair::within(&held.layer(self.filesystem.number));
         pair.make(self.lower.as_fd())?;
         let upper = DirTree::upper(&pair.upper, &pair.work)?;
-        let lower = [self.lower.try_clone()?];
         // What is kept is not worth a wait for the disk at each copy-up.
         let behaviour = daemon::behaviour(true, true);
-        let union = daemon::make_union(layers::stack(upper, &pair, &lower)?, behaviour)?;
+        let union = daemon::make_union(layers::stack(upper, &pair, &self.lower)?, behaviour)?;
         // A device node in a union is the host's device: none of them works in the view.
         let options = FuseOptions { dev: false, suid: self.suid, exec: self.exec, ..daemon::shared_fuse_options() };
         // There may be many beside the root, and each has threads of its own.
@@ -211,7 +222,7 @@ impl Running {
             served.join()?;
         }
         if let Some(mut recorder) = recorder {
-            let added = self.parts.iter().try_for_each(|part| recorder.add(held, &part.filesystem, part.lower.as_fd()));
+            let added = self.parts.iter().try_for_each(|part| recorder.add(held, &part.filesystem, &part.lower));
             match added.and_then(|()| recorder.write(held)) {
                 Ok(any) => more = any,
                 Err(error) => note(format_args!(
@@ -222,7 +233,7 @@ impl Running {
         }
         let mut all = Merged::default();
         for part in self.parts {
-            all.add(part.filesystem.mountpoint.as_bytes(), part_changes(held, &part.filesystem, part.lower, options)?);
+            all.add(part.filesystem.mountpoint.as_bytes(), part_changes(held, &part.filesystem, &part.lower, options)?);
         }
         Ok((all.into_changes(), Ended { unions: self.unions, more }))
     }
@@ -252,10 +263,10 @@ impl Ended {
     }
 }
 
-fn part_changes(held: &Held, filesystem: &Filesystem, lower: OwnedFd, options: &ChangeOptions) -> anyhow::Result<Vec<Change>> {
+fn part_changes(held: &Held, filesystem: &Filesystem, lower: &HostLower, options: &ChangeOptions) -> anyhow::Result<Vec<Change>> {
     let pair = Pair::within(&held.layer(filesystem.number));
     let upper = DirTree::upper_readonly(&pair.upper, pair.index().as_deref())?;
-    diff::compare(&format!("try {}", held.name), layers::stack(upper, &pair, &[lower])?, options)
+    diff::compare(&format!("try {}", held.name), layers::stack(upper, &pair, lower)?, options)
 }
 
 /// The changes of a try that is kept, against the host as it is now.
@@ -275,7 +286,7 @@ pub(crate) fn changes_of_kept(held: &Held, meta: &Meta, options: &ChangeOptions)
         }
         let failed = |errno| failure(format_args!("try {}", held.name), format_args!("{}: {errno}", place.display()), "run it as root");
         let lower = layers::host_lower(place).map_err(failed)?;
-        all.add(filesystem.mountpoint.as_bytes(), part_changes(held, filesystem, lower, options)?);
+        all.add(filesystem.mountpoint.as_bytes(), part_changes(held, filesystem, &lower, options)?);
     }
     Ok(all.into_changes())
 }
@@ -301,6 +312,14 @@ impl Merged {
 
     fn into_changes(self) -> Vec<Change> {
         self.0.into_iter().map(|(path, kind)| Change { kind, path }).collect()
+    }
+}
+
+/// What a filesystem is mounted on. Of one that cannot be looked at that is found out by its clone.
+fn kind_of_mounted(path: &[u8]) -> Option<Kind> {
+    match Path::new(OsStr::from_bytes(path)).symlink_metadata() {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Some(Kind::Dir),
+        _ => kind_at(path),
     }
 }
 

@@ -10,6 +10,8 @@ use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
 
+use crate::apart::apart;
+use crate::garbage::Garbage;
 use crate::lab::{Done, Lab, Mounted, PLYFS, Process, finish, need_mounts, until};
 
 /// Runs a script on a view, in the lab, with these options.
@@ -365,4 +367,30 @@ fn standard_input_reaches_the_command() {
     let mut command = lab.command(PLYFS);
     command.args(["try", "--discard", "cat"]).stdin(fs::File::open(lab.path("input")).unwrap());
     assert_eq!(finish(&mut command).text(), "typed");
+}
+
+#[test]
+fn filesystems_that_are_broken_or_do_not_answer_are_told_and_hold_no_try_up() {
+    need_mounts!();
+    apart(|| {
+        let lab = Lab::layers();
+        let image = lab.path("image");
+        fs::File::create(&image).unwrap().set_len(8 << 20).unwrap();
+        let run = |command: &mut Command| finish(command.current_dir(lab.path(""))).ok();
+        run(Command::new("mkfs.ext4").arg("-q").arg(&image));
+        for dir in ["disk", "silent"] {
+            fs::create_dir(lab.path(dir)).unwrap();
+        }
+        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg("disk"));
+        let disk = Mounted(lab.path("disk"));
+        run(Command::new("xfs_io").args(["-x", "-c", "shutdown", "disk"]));
+        let garbage = Garbage::start(&lab.path("silent"), "silent");
+        let done = attempt(&lab, &["--discard"], "ls; echo x > a/new");
+        drop((garbage, disk));
+        assert_eq!((done.code, changes(&lab, &done.text())), (Some(0), vec!["C a".to_owned(), "A a/new".to_owned()]), "{done:?}");
+        assert!(done.text().starts_with("a\nb\ndisk\nimage\nm\nsilent\n"), "{done:?}");
+        for (dir, how) in [("disk", "ext4, broken"), ("silent", "fuse.garbage, read-only")] {
+            assert!(done.err.contains(&format!("{} ({how})", lab.text(dir))), "{done:?}");
+        }
+    });
 }

@@ -8,6 +8,8 @@ mod attempt;
 mod bad_input;
 mod diff;
 mod fsck;
+#[path = "../common/garbage.rs"]
+mod garbage;
 mod info;
 #[path = "../common/kernel.rs"]
 mod kernel;

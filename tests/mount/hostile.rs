@@ -1,44 +1,16 @@
 //! Layers that somebody made to do harm, or that answer nonsense: what they do not show is not reached, and the server lives.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use plyfs_sys::{Errno, OFlags, mount};
 
+use crate::garbage::Garbage;
 use crate::lab::{Lab, append, errno, eventually, lab, names, python, run, set_xattr, sh, sh_as, shell, tree, write};
-
-/// The server of a filesystem that answers wrongly.
-struct Garbage {
-    server: Child,
-    place: PathBuf,
-}
-
-impl Garbage {
-    fn start(place: &Path, mode: &str) -> Garbage {
-        let program = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/mount/data/garbage.py");
-        let mut server = Command::new("python3").arg(program).arg(place).arg(mode).stdout(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        assert_eq!(line, "mounted\n", "{mode}");
-        Garbage { server, place: place.to_owned() }
-    }
-}
-
-impl Drop for Garbage {
-    fn drop(&mut self) {
-        if let Err(error) = self.server.kill().and_then(|()| self.server.wait().map(drop)) {
-            eprintln!("kill: {error}");
-        }
-        if let Err(errno) = mount::umount(&*self.place, true) {
-            eprintln!("umount {}: {errno}", self.place.display());
-        }
-    }
-}
 
 /// What an ordinary program does with all that it finds.
 const USE: &str = "ls -lAR . > /dev/null; cat f g d/in; readlink l; echo + >> f; echo new > d/new; mv d moved; rm -f g; rm -rf e; ls -A . moved > /dev/null; chmod 600 f; echo new > e";

@@ -32,6 +32,8 @@ mod crowd;
 mod data;
 mod flags;
 mod full;
+#[path = "../common/garbage.rs"]
+mod garbage;
 mod hostile;
 #[path = "../common/kernel.rs"]
 mod kernel;

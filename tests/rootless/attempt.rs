@@ -3,6 +3,8 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
+use crate::apart::apart;
+use crate::garbage::Garbage;
 use crate::lab::{Done, Lab, finish, need_mounts};
 use crate::user::{Ids, USER, user};
 
@@ -116,4 +118,37 @@ fn an_ordinary_user_applies_what_he_tried_and_no_more_than_he_may() {
         }
         fs::remove_dir_all(lab.path("home")).unwrap();
     }
+}
+
+#[test]
+fn a_try_waits_for_no_mount_that_does_not_answer_or_is_broken() {
+    need_mounts!();
+    apart(|| {
+        let lab = machine();
+        fs::create_dir_all(lab.path("home/dir/mount")).unwrap();
+        let script = r#""$PLYFS" try --keep one -- sh -c 'ls -A dir; ls -A; cat own; echo changed > own; echo new > dir/new; ls dir'
+            echo "code $?"; "$PLYFS" try diff one; "$PLYFS" try apply one; echo "code $?"; cat own dir/new; rm -r dir/new; printf own > own"#;
+        std::os::unix::fs::chown(lab.path("home/dir"), Some(USER), Some(USER)).unwrap();
+        for (mode, broken, ids) in [
+            ("silent", false, Ids::Single),
+            ("silent", false, Ids::Whole),
+            ("alone", false, Ids::Whole),
+            ("silent", true, Ids::Single),
+            ("none", true, Ids::Whole),
+        ] {
+            let mut garbage = Garbage::start(&lab.path("home/dir/mount"), mode);
+            if broken {
+                garbage.leave();
+            }
+            let done = user(&lab, ids, script);
+            drop(garbage);
+            let at = lab.text("home");
+            let changes = format!("C {at}\nC {at}/dir\nA {at}/dir/new\nC {at}/own\n");
+            let text = done.text();
+            let seen = text.strip_prefix("mount\n.local\ndir\nown\nroots\nownmount\nnew\n");
+            let seen = seen.unwrap_or_else(|| panic!("{mode} {broken} {ids:?}: {done:?}"));
+            assert!(seen.ends_with("code 0\nchanged\nnew\n") && seen.matches(&changes).count() == 2, "{mode} {broken} {ids:?}: {done:?}");
+            assert!(done.err.contains(&format!("{at}/dir/mount (fuse.garbage, read-only)")), "{mode} {broken} {ids:?}: {done:?}");
+        }
+    });
 }

@@ -2,7 +2,11 @@
 //! there, and so keeps other tests' filesystems in use.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+#[path = "../common/apart.rs"]
+mod apart;
 mod attempt;
+#[path = "../common/garbage.rs"]
+mod garbage;
 #[path = "../cli/lab.rs"]
 #[allow(dead_code)]
 mod lab;

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::look::{self, Id, Moment, Seen};
 use super::view::{Item, Letter, View};
 use crate::cli::fail::{failure, one_line};
-use crate::cli::layers::{self, Pair};
+use crate::cli::layers::{self, HostLower, Pair};
 use crate::cli::store::{Filesystem, Held};
 use crate::cli::text::Text;
 
@@ -88,10 +88,11 @@ impl Recorder {
     }
 
     /// Adds a filesystem, whose union nobody uses any more.
-    pub(crate) fn add(&mut self, held: &Held, filesystem: &Filesystem, lower: BorrowedFd<'_>) -> anyhow::Result<()> {
+    pub(crate) fn add(&mut self, held: &Held, filesystem: &Filesystem, lower: &HostLower) -> anyhow::Result<()> {
         let pair = Pair::within(&held.layer(filesystem.number));
         let upper = DirTree::upper_readonly(&pair.upper, pair.index().as_deref())?;
-        let union = Union::new(layers::stack(upper, &pair, &[lower.try_clone_to_owned()?])?, Behaviour::default())?;
+        let union = Union::new(layers::stack(upper, &pair, lower)?, Behaviour::default())?;
+        let lower = lower.as_fd();
         let mut view = View::new(&union);
         let mut budget = Budget { changed: CHANGED, deleted: DELETED };
         let items = view.items(lower)?;

@@ -85,6 +85,21 @@ pub fn stat(at: At<'_>) -> Result<Stat> {
     from_statx(&raw)
 }
 
+/// As [`stat`], from what the kernel knows already: no server of a filesystem is asked. Also the number of the mount that the object is on, as [`crate::mount::mount_id_of`] gives it.
+///
+/// # Errors
+///
+/// As of [`stat`]; `ENOSYS` when the kernel does not tell (before Linux 5.8).
+pub fn stat_cached(at: At<'_>) -> Result<(Stat, u64)> {
+    let (dir, name, flags) = at.args()?;
+    let mask = StatxFlags::BASIC_STATS | StatxFlags::BTIME | StatxFlags::MNT_ID;
+    let raw = rustix::fs::statx(dir, name, flags | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC, mask)?;
+    if raw.stx_mask & StatxFlags::MNT_ID.bits() == 0 {
+        return Err(Errno::NOSYS);
+    }
+    Ok((from_statx(&raw)?, raw.stx_mnt_id))
+}
+
 fn from_statx(raw: &Statx) -> Result<Stat> {
     let mode = u32::from(raw.stx_mode);
     let has_btime = raw.stx_mask & StatxFlags::BTIME.bits() != 0;
@@ -129,6 +144,17 @@ pub fn open_path(at: At<'_>) -> Result<OwnedFd> {
             if is_path { Ok(copy) } else { open_self(fd, OFlags::PATH | OFlags::CLOEXEC) }
         }),
     }
+}
+
+/// As [`open_path`] of a name, but of an object on the mount of the directory alone: what is mounted there is not even looked at.
+///
+/// # Errors
+///
+/// `EXDEV` if something is mounted there; else the kernel's.
+pub fn open_path_same_mount(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd> {
+    check_name(name)?;
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat2(dir, name, flags, Mode::empty(), RESOLVE | ResolveFlags::NO_XDEV)
 }
 
 /// Opens the object. `O_CLOEXEC`, `O_NOFOLLOW` and `O_NOCTTY` are always added; `O_CREAT` and `O_TMPFILE` belong to [`crate::create`].

@@ -2,6 +2,7 @@
 
   /f /g /d/in   files with their own names in them     /l  a symlink     /e  an empty directory
   /d/hang*      in mode hang: nobody who looks one up is ever answered
+  in mode silent nobody who asks for anything is ever answered, and in mode alone, too, which only the one who mounted it may look at
 """
 
 import ctypes
@@ -17,7 +18,8 @@ GETXATTR, LISTXATTR, INIT, OPENDIR, READDIR, RELEASEDIR, DESTROY, FORGET, BATCH_
 
 device = os.open("/dev/fuse", os.O_RDWR)
 libc = ctypes.CDLL(None, use_errno=True)
-options = "fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other" % device
+options = "fd=%d,rootmode=40000,user_id=0,group_id=0" % device
+options += "" if MODE == "alone" else ",allow_other"
 if libc.mount(b"garbage", PLACE.encode(), b"fuse.garbage", 0, options.encode()):
     sys.exit("mount: " + os.strerror(ctypes.get_errno()))
 
@@ -98,6 +100,8 @@ while True:
     body = request[40:]
     if code == INIT:
         answer(unique, 0, struct.pack("<IIIIHHIIHH", 7, 31, 131072, 0, 12, 10, 131072, 1, 32, 0).ljust(64, b"\0"))
+    elif MODE in ("silent", "alone"):
+        continue
     elif code == LOOKUP:
         name = body.split(b"\0")[0].decode()
         if MODE == "hang" and name.startswith("hang"):

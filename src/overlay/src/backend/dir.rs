@@ -9,6 +9,7 @@
 //! the fd cache.
 
 mod fds;
+mod foreign;
 mod keeping;
 mod open;
 mod volatile;
@@ -26,6 +27,7 @@ use plyfs_sys::statfs::StatFs;
 use plyfs_sys::{Errno, OFlags, RenameFlags, Result, create, handle, io, statfs, tree};
 
 use self::fds::{FdCache, Pinned};
+use self::foreign::{Bound, Looked};
 use self::keeping::Keeper;
 pub use self::keeping::Keeping;
 pub use self::open::{LayerOpenError, check_overlap, recorded_dialect_of};
@@ -51,6 +53,8 @@ pub struct DirTree {
     keeper: Keeper,
     /// What the mount that the layer is on makes of owners, which is undone: see [`DirTree::behind_idmap`].
     idmap: Option<OwnerMap>,
+    /// Of a layer that other filesystems are mounted in, which do not belong to it: see [`DirTree::on_one_mount`].
+    bound: Option<Bound>,
     /// Held for the lifetime: the flocks on upperdir and workdir.
     locks: Vec<OwnedFd>,
 }
@@ -77,6 +81,8 @@ enum Placed {
     /// By the fd alone, which is kept: a layer's root, an object without a name. Counted if it was pinned because its name went.
     // The count is only ever dropped.
     Pinned(Arc<OwnedFd>, #[allow(dead_code)] Option<Pinned>),
+    /// Not at all: it is on another mount than the layer, and shows so.
+    Foreign(Box<Stat>),
     /// Not any more: the node is being dropped, and nobody has it.
     Gone,
 }
@@ -116,7 +122,7 @@ impl NodeInner {
                 self.remove_kept(&work, &name);
                 Some(work)
             }
-            Placed::Pinned(..) | Placed::Gone => None,
+            Placed::Pinned(..) | Placed::Foreign(_) | Placed::Gone => None,
         }
     }
 }
@@ -173,6 +179,7 @@ impl DirTree {
             let parent = match &*at.0.place.read() {
                 Placed::Pinned(fd, _) => break fd.clone(),
                 Placed::Named { dir, .. } | Placed::Kept { work: dir, .. } => dir.clone(),
+                Placed::Foreign(_) => return Err(Errno::ACCESS),
                 Placed::Gone => return Err(Errno::STALE),
             };
             missing.push((at, parent.clone()));
@@ -182,11 +189,12 @@ impl DirTree {
             // Held over the open, so that no rename of ours moves the name away from under it.
             fd = match &*node.0.place.read() {
                 Placed::Pinned(fd, _) => fd.clone(),
+                Placed::Foreign(_) => return Err(Errno::ACCESS),
                 Placed::Gone => return Err(Errno::STALE),
                 Placed::Named { dir, .. } | Placed::Kept { work: dir, .. } if !Arc::ptr_eq(&dir.0, &parent.0) => return Ok(None),
-                Placed::Named { name, .. } | Placed::Kept { name, .. } => match open_checked(&node, At::Name(fd.as_fd(), name)) {
+                Placed::Named { name, .. } | Placed::Kept { name, .. } => match self.open_checked(&node, fd.as_fd(), name) {
                     Ok(opened) => Arc::new(opened),
-                    Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Err(Errno::STALE),
+                    Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => return Err(Errno::STALE),
                     Err(errno) => return Err(errno),
                 },
             };
@@ -206,6 +214,7 @@ impl DirTree {
         let place = node.0.place.read();
         match &*place {
             Placed::Pinned(fd, _) => call(At::Fd(fd.as_fd())),
+            Placed::Foreign(_) => Err(Errno::ACCESS),
             Placed::Gone => Err(Errno::STALE),
             Placed::Named { dir, name } | Placed::Kept { work: dir, name } => {
                 let fd = self.dir_fd(dir)?;
@@ -224,9 +233,20 @@ impl DirTree {
             return Err(Errno::INVAL);
         }
         // O_NONBLOCK: if the name is a fifo by now, the open returns and the check below refuses it.
-        let fd = self.at(node, |at| at::open(at, flags | OFlags::NONBLOCK))?;
+        let flags = flags | OFlags::NONBLOCK;
+        let fd = self.at(node, |at| match at {
+            // Not in one go: what is mounted at a name must not hear of it.
+            At::Name(dir, name) if self.bound.is_some() => at::open(At::Fd(at::open_path_same_mount(dir, name)?.as_fd()), flags),
+            at => at::open(at, flags),
+        })?;
         check(node, &at::stat(At::Fd(fd.as_fd()))?)?;
         Ok(DirFile(fd))
+    }
+
+    fn open_checked(&self, node: &DirNode, dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd> {
+        let fd = if self.bound.is_some() { at::open_path_same_mount(dir, name)? } else { at::open_path(At::Name(dir, name))? };
+        check(node, &at::stat(At::Fd(fd.as_fd()))?)?;
+        Ok(fd)
     }
 
     /// Opens what a handle names, wherever it is on the layer's filesystem: nobody may be given this descriptor.
@@ -246,6 +266,7 @@ impl DirTree {
     /// An object open for its flags: a regular file or a directory, only read.
     fn opened(&self, node: &DirNode) -> Result<OwnedFd> {
         match node.0.kind {
+            _ if self.foreign(node).is_some() => Err(Errno::NOTTY),
             Kind::File => Ok(self.open_file(node, OFlags::RDONLY)?.0),
             Kind::Dir => self.at(node, |at| at::open(at, OFlags::RDONLY | OFlags::DIRECTORY)),
             _ => Err(Errno::NOTTY),
@@ -323,12 +344,6 @@ fn check(node: &DirNode, stat: &Stat) -> Result<()> {
     if ObjectId::of(stat) == node.0.id && stat.kind == node.0.kind { Ok(()) } else { Err(Errno::STALE) }
 }
 
-fn open_checked(node: &DirNode, at: At<'_>) -> Result<OwnedFd> {
-    let fd = at::open_path(at)?;
-    check(node, &at::stat(At::Fd(fd.as_fd()))?)?;
-    Ok(fd)
-}
-
 /// The name of a directory in the one above it; by its number there, or, where a directory is the root of a subvolume and has two, by a look at each.
 fn name_of(above: BorrowedFd<'_>, id: ObjectId) -> Result<Option<Name>> {
     let entries = plyfs_sys::dir::read_dir(above)?;
@@ -365,21 +380,31 @@ impl Tree for DirTree {
     }
 
     fn lookup(&self, dir: &DirNode, name: &Name) -> Result<Option<(DirNode, Stat)>> {
+        if self.foreign(dir).is_some() {
+            return Ok(None);
+        }
         let at = Place { dir, name };
-        let found = self.in_dir(at, |dir, name| {
-            let own = at::stat(At::Name(dir, name))?;
-            Ok((own, self.keeper.shown(At::Name(dir, name), own)?))
+        let look = |dir: BorrowedFd<'_>, name: &[u8]| match self.bound {
+            Some(bound) => bound.look(dir, at.dir.0.id, name),
+            None => at::stat(At::Name(dir, name)).map(Looked::Own),
+        };
+        let found = self.in_dir(at, |dir, name| match look(dir, name)? {
+            // By no number (as some servers of FUSE filesystems say of all objects) nothing can be told from anything else.
+            Looked::Own(own) if own.ino == 0 => Err(Errno::IO),
+            Looked::Own(own) => Ok((DirNode::named(&own, at), self.on_disk(self.keeper.shown(At::Name(dir, name), own)?))),
+            Looked::Foreign(stat) => Ok((DirNode::new(&stat, Placed::Foreign(Box::new(stat))), stat)),
         });
         match found {
-            // By no number (as some servers of FUSE filesystems say of all objects) nothing can be told from anything else.
-            Ok((own, _)) if own.ino == 0 => Err(Errno::IO),
-            Ok((own, stat)) => Ok(Some((DirNode::named(&own, at), self.on_disk(stat)))),
+            Ok(found) => Ok(Some(found)),
             Err(Errno::NOENT | Errno::NAMETOOLONG) => Ok(None),
             Err(errno) => Err(errno),
         }
     }
 
     fn stat(&self, node: &DirNode) -> Result<Stat> {
+        if let Some(stat) = self.foreign(node) {
+            return Ok(stat);
+        }
         let found = self.at(node, |at| {
             let own = at::stat(at)?;
             check(node, &own)?;
@@ -397,6 +422,9 @@ impl Tree for DirTree {
     }
 
     fn read_dir(&self, dir: &DirNode) -> Result<Vec<RawEntry>> {
+        if self.foreign(dir).is_some() {
+            return Ok(Vec::new());
+        }
         let fd = self.dir_fd(dir)?;
         let entries = plyfs_sys::dir::read_dir(fd.as_fd())?;
         // A file may stand for something else.
@@ -405,6 +433,9 @@ impl Tree for DirTree {
     }
 
     fn get_xattr(&self, node: &DirNode, name: &[u8]) -> Result<Option<Vec<u8>>> {
+        if self.foreign(node).is_some() {
+            return Ok(None);
+        }
         let value = absent(self.at(node, |at| at::get_xattr(at, name)).map(Some), None)?;
         match (&self.idmap, value) {
             (Some(idmap), Some(value)) => match idmap.value_down(name, value.into()) {
@@ -418,7 +449,7 @@ impl Tree for DirTree {
     }
 
     fn list_xattr(&self, node: &DirNode) -> Result<Vec<Vec<u8>>> {
-        absent(self.at(node, at::list_xattr), Vec::new())
+        if self.foreign(node).is_some() { Ok(Vec::new()) } else { absent(self.at(node, at::list_xattr), Vec::new()) }
     }
 
     fn open(&self, node: &DirNode) -> Result<DirFile> {
@@ -455,7 +486,7 @@ impl Tree for DirTree {
     }
 
     fn handle(&self, node: &DirNode) -> Result<Option<Handle>> {
-        let Some(uuid) = self.uuid else { return Ok(None) };
+        let Some(uuid) = self.uuid.filter(|_| self.foreign(node).is_none()) else { return Ok(None) };
         match self.at(node, handle::file_handle) {
             Ok(handle) => Ok(Some(Handle { uuid, handle })),
             Err(Errno::OPNOTSUPP | Errno::OVERFLOW) => Ok(None),
@@ -596,7 +627,7 @@ impl UpperTree for DirTree {
 
     fn pin(&self, node: &DirNode, losing: Option<Place<'_, DirNode>>) -> Result<bool> {
         let dir = match &*node.0.place.read() {
-            Placed::Pinned(..) | Placed::Kept { .. } | Placed::Gone => return Ok(true),
+            Placed::Pinned(..) | Placed::Kept { .. } | Placed::Foreign(_) | Placed::Gone => return Ok(true),
             Placed::Named { dir, name } if losing.is_some_and(|losing| losing.dir.0.id != dir.0.id || losing.name != name) => {
                 return Ok(true);
             }
@@ -608,8 +639,8 @@ impl UpperTree for DirTree {
         let dir = self.dir_fd(&dir)?;
         let mut place = node.0.place.write();
         let fd = match &*place {
-            Placed::Pinned(..) | Placed::Kept { .. } | Placed::Gone => return Ok(true),
-            Placed::Named { name, .. } => Arc::new(open_checked(node, At::Name(dir.as_fd(), name))?),
+            Placed::Pinned(..) | Placed::Kept { .. } | Placed::Foreign(_) | Placed::Gone => return Ok(true),
+            Placed::Named { name, .. } => Arc::new(self.open_checked(node, dir.as_fd(), name)?),
         };
         *place = Placed::Pinned(fd, Some(FdCache::pinned(1)));
         Ok(true)

@@ -214,7 +214,18 @@ impl DirTree {
         let root = root_node(fd)?;
         let uuid = handle_uuid(&root)?;
         let (fds, pinned) = (FdCache::shared(), FdCache::pinned(1));
-        Ok(Self { root, work: None, index: None, fds, _pinned: pinned, uuid, keeper: Keeper::default(), idmap: None, locks: Vec::new() })
+        Ok(Self {
+            root,
+            work: None,
+            index: None,
+            fds,
+            _pinned: pinned,
+            uuid,
+            keeper: Keeper::default(),
+            idmap: None,
+            bound: None,
+            locks: Vec::new(),
+        })
     }
 
     /// Opens upper and work directory: one mount, locked against a second mount, `work/work` made and emptied.
@@ -268,6 +279,7 @@ impl DirTree {
             uuid,
             keeper: Keeper::default(),
             idmap: None,
+            bound: None,
             locks,
         })
     }
@@ -305,7 +317,7 @@ impl DirTree {
     pub fn root_number(&self) -> Option<i32> {
         match &*self.root.0.place.read() {
             Placed::Pinned(fd, _) => Some(process::number(fd.as_fd())),
-            Placed::Named { .. } | Placed::Kept { .. } | Placed::Gone => None,
+            Placed::Named { .. } | Placed::Kept { .. } | Placed::Foreign(_) | Placed::Gone => None,
         }
     }
 
@@ -321,7 +333,7 @@ impl DirTree {
     pub fn index_number(&self) -> Option<i32> {
         match &*self.index.as_ref()?.0.place.read() {
             Placed::Pinned(fd, _) => Some(process::number(fd.as_fd())),
-            Placed::Named { .. } | Placed::Kept { .. } | Placed::Gone => None,
+            Placed::Named { .. } | Placed::Kept { .. } | Placed::Foreign(_) | Placed::Gone => None,
         }
     }
 
