@@ -372,6 +372,13 @@ fn standard_input_reaches_the_command() {
 #[test]
 fn filesystems_that_are_broken_or_do_not_answer_are_told_and_hold_no_try_up() {
     need_mounts!();
+    let programs = Command::new("sh").args(["-c", "command -v mkfs.ext4 && command -v xfs_io && command -v python3"]).output().unwrap();
+    if !programs.status.success() {
+        crate::skip::skip!("needs mkfs.ext4, xfs_io and python3");
+    }
+    if Command::new("losetup").arg("-f").output().is_ok_and(|found| !found.status.success()) {
+        crate::skip::skip!("needs a loop device");
+    }
     apart(|| {
         let lab = Lab::layers();
         let image = lab.path("image");
