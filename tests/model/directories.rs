@@ -146,9 +146,10 @@ impl Layers {
         if found.is_empty() { Ok(()) } else { Err(format!("fsck finds {found:?}")) }
     }
 
-    /// `work` is empty, and no lower layer was written.
+    /// `work` is empty, but for the mark of a volatile mount, and no lower layer was written.
     pub(crate) fn check(&self) -> Result<(), String> {
-        let left: Vec<_> = std::fs::read_dir(self.work().join("work")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let left = std::fs::read_dir(self.work().join("work")).unwrap().map(|entry| entry.unwrap().file_name());
+        let left: Vec<_> = left.filter(|name| name != "incompat").collect();
         if !left.is_empty() {
             return Err(format!("work holds {left:?}"));
         }
