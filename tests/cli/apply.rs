@@ -166,6 +166,26 @@ fn on_a_terminal_changes_are_applied_by_an_answer() {
 }
 
 #[test]
+fn a_symbolic_link_becomes_a_directory_of_several_levels() {
+    need_mounts!();
+    apart(|| {
+        for change in
+            ["rm h/l; mv h/d h/l", "mv h/d t; mv h/l h/d; mv t h/l", "rm h/l; mkdir -p h/l/s/t; cp h/d/s/g h/l/s/t/g; cp h/d/s/g h/l/s/g"]
+        {
+            let (lab, _mounted) = lab();
+            fs::create_dir_all(lab.path("h/d/s")).unwrap();
+            fs::write(lab.path("h/d/s/g"), "g").unwrap();
+            // Wherever it leads: what is there is none of it.
+            std::os::unix::fs::symlink("d", lab.path("h/l")).unwrap();
+            let done = attempt(&lab, &["--apply"], change);
+            assert_eq!((done.code, said(&done)), (Some(0), vec![]), "{change}: {done:?}");
+            assert!(fs::symlink_metadata(lab.path("h/l")).unwrap().is_dir(), "{change}");
+            assert_eq!((read(&lab, "h/l/s/g").as_str(), tries(&lab)), ("g", 0), "{change}");
+        }
+    });
+}
+
+#[test]
 fn changes_of_several_filesystems_are_applied_together_or_not_at_all() {
     need_mounts!();
     apart(|| {

@@ -113,13 +113,14 @@ fn open_here(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Option<OwnedFd>, Errno>
     if mount(fd.as_fd())? == mount(dir)? { Ok(Some(fd)) } else { Err(Errno::XDEV) }
 }
 
-/// Looks at what a path names. `None`: it is not there.
+/// Looks at what a path names. `None`: it is not there, as what is below a symbolic link, wherever that leads.
 ///
-/// Errors: as of [`open`].
+/// Errors: the kernel's; EXDEV if another mount is on the way.
 pub(super) fn look(root: BorrowedFd<'_>, path: &[u8]) -> Result<Option<Seen>, Errno> {
-    match open(root, path)? {
-        Some(fd) => look_at(fd.as_fd()).map(Some),
-        None => Ok(None),
+    match open(root, path) {
+        Ok(Some(fd)) => look_at(fd.as_fd()).map(Some),
+        Ok(None) | Err(Errno::LOOP) => Ok(None),
+        Err(errno) => Err(errno),
     }
 }
 

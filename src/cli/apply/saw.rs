@@ -268,7 +268,6 @@ impl Part {
                 Ok(None) if now.get(path) != Some(&object.letter) => Some("it changed so that the view does, too".to_owned()),
                 Ok(why) => why.map(str::to_owned),
                 Err(Errno::XDEV) => Some("something is mounted there now".to_owned()),
-                Err(Errno::LOOP) => Some("a directory on the way is a symbolic link now".to_owned()),
                 Err(errno) => Some(format!("it cannot be looked at: {errno}")),
             };
             if let Some(why) = why {
