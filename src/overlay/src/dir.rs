@@ -81,7 +81,7 @@ impl<T: UpperTree> Union<T> {
     pub fn make(&self, caller: &Caller, parent: Ino, name: &Name, node: NewNode, mode: u32, umask: u32) -> Result<Attr> {
         let parent = self.directory(parent)?;
         let (inode, _file) = self.make_in(caller, &parent, name, node, mode, umask)?;
-        self.entered(&inode)
+        self.entered(&inode).inspect_err(|_| self.take_back(&parent, name, &inode))
     }
 
     /// Creates a regular file, or opens the one that is there unless `exclusive` (O_EXCL); counts one look-up.
@@ -116,10 +116,25 @@ impl<T: UpperTree> Union<T> {
         };
         let file = match file {
             Some(file) => file,
-            None => self.upper()?.tree.open_write(self.upper_node(&inode)?).attempt("open the new file")?,
+            None => {
+                let opened = self.upper_node(&inode).and_then(|node| self.upper()?.tree.open_write(node).attempt("open the new file"));
+                opened.inspect_err(|_| self.take_back(&parent, name, &inode))?
+            }
         };
-        let attr = self.entered(&inode)?;
+        let attr = self.entered(&inode).inspect_err(|_| self.take_back(&parent, name, &inode))?;
         Ok((attr, self.handles.insert_file(inode, file, true)))
+    }
+
+    /// Removes a name that was just made and whose maker hears of an error: the kernel goes on taking it for absent.
+    fn take_back(&self, parent: &Arc<Inode<T>>, name: &Name, inode: &Arc<Inode<T>>) {
+        // Who has renamed or replaced it meanwhile has found it: it stays.
+        if !inode.is_named(parent, name) {
+            return;
+        }
+        let removed = if inode.kind == Kind::Dir { self.rmdir_in(parent, name) } else { self.unlink_in(parent, name) };
+        if let Err(error) = removed {
+            tracing::warn!(%name, %error, "what was made stays, though its maker was told of an error");
+        }
     }
 
     /// The attributes of what a call has just entered, with one look-up counted.
@@ -343,7 +358,7 @@ impl<T: UpperTree> Union<T> {
         inode.linkable.store(false, Ordering::Release);
         self.list_insert(&parent, name, &inode);
         drop(dir);
-        self.entered(&inode)
+        self.entered(&inode).inspect_err(|_| self.take_back(&parent, name, &inode))
     }
 
     /// Removes a non-directory's name.
