@@ -185,6 +185,68 @@ fn a_symbolic_link_becomes_a_directory_of_several_levels() {
     });
 }
 
+/// What forbids a change is part of what the command saw, also of what goes with a directory or moves with it.
+#[test]
+fn what_was_protected_since_is_a_conflict_and_stays() {
+    need_mounts!();
+    apart(|| {
+        for (change, flag, path, letter) in [
+            ("echo new > h/f", "+i", "h/f", 'C'),
+            ("chmod 600 h/f", "+a", "h/f", 'C'),
+            ("rm h/f", "+i", "h/f", 'D'),
+            ("mv h/f h/to", "+a", "h/f", 'D'),
+            ("rm h/f; mkdir h/f", "+i", "h/f", 'C'),
+            ("rm -r h/d", "+i", "h/d/e/i", 'D'),
+            ("rm -r h/d", "+a", "h/d/e", 'D'),
+            ("rm -r h/d", "+i", "h/d", 'D'),
+            ("mv h/d h/to", "+i", "h/d/e/i", 'D'),
+            ("echo new > h/d/new", "+i", "h/d", 'C'),
+            ("rm h/d/e/i", "+a", "h/d/e", 'C'),
+        ] {
+            let when = format!("{change}, {flag} {path}");
+            let (lab, _mounted) = lab();
+            fs::create_dir_all(lab.path("h/d/e")).unwrap();
+            fs::write(lab.path("h/d/e/i"), "i").unwrap();
+            assert_eq!(attempt(&lab, &["--keep", "one"], &format!("echo other > h/other; {change}")).code, Some(0), "{when}");
+            let chattr = |flag: &str| finish(lab.command("chattr").args([flag, path])).ok();
+            let list = || {
+                finish(lab.command("sh").args(["-ec", "find h -printf '%P %i %m %s %l\\n' | sort; lsattr -R h; lsattr -d h/f h/d"]))
+                    .ok()
+                    .text()
+            };
+            chattr(flag);
+            let before = list();
+            let done = lab.plyfs(&["try", "apply", "one"]);
+            assert_eq!(done.code, Some(1), "{when}: {done:?}");
+            let told = format!("plyfs: try one: {letter} {}: its inode flags have changed", lab.text(path));
+            assert!(said(&done).contains(&told.as_str()), "{when}: {told}: {done:?}");
+            assert_eq!((list(), tries(&lab)), (before, 1), "{when}");
+            // Whoever takes it off again can apply.
+            chattr(&flag.replace('+', "-"));
+            lab.plyfs(&["try", "apply", "one"]).ok();
+            assert_eq!((read(&lab, "h/other").as_str(), tries(&lab)), ("other\n", 0), "{when}");
+        }
+    });
+}
+
+#[test]
+fn what_was_protected_when_the_command_ran_moves_with_its_directory() {
+    need_mounts!();
+    apart(|| {
+        for (flag, path) in [("+i", "e/i"), ("+a", "e/i"), ("+a", "e"), ("+i", "e")] {
+            let (lab, _mounted) = lab();
+            fs::create_dir_all(lab.path("h/d/e")).unwrap();
+            fs::write(lab.path("h/d/e/i"), "i").unwrap();
+            finish(lab.command("chattr").args([flag, &format!("h/d/{path}")])).ok();
+            let done = attempt(&lab, &["--apply"], "mv h/d h/to");
+            assert_eq!((done.code, said(&done)), (Some(0), vec![]), "{flag} {path}: {done:?}");
+            let show = format!("find h -mindepth 1 -printf '%P\\n' | sort; lsattr -d h/to/{path} | cut -c1-22 | tr -d -");
+            let shown = finish(lab.command("sh").args(["-ec", &show])).ok().text();
+            assert_eq!(shown, format!("f\nto\nto/e\nto/e/i\n{}\n", &flag[1..]), "{flag} {path}");
+        }
+    });
+}
+
 #[test]
 fn changes_of_several_filesystems_are_applied_together_or_not_at_all() {
     need_mounts!();

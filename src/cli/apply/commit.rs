@@ -9,7 +9,7 @@ use plyfs_sys::{Errno, OFlags, RenameFlags, beneath, create, dir, flags, io, tre
 
 use super::dress::{FORBID, dress, is_foreign};
 use super::journal::{Known, Part, Step};
-use super::look::{self, Id, split};
+use super::look::{self, Forbids, Id, split};
 use super::stage;
 use crate::cli::fail::failure;
 use crate::cli::text::Text;
@@ -145,12 +145,12 @@ impl Commit<'_> {
         let by_rename = |over: &Known| id.kind() != Kind::Dir && over.id.kind() != Kind::Dir;
         match (&now, over) {
             (None, None) => {}
-            (Some(now), Some(over)) if now == over && by_rename(over) => {
+            (Some(now), Some(over)) if now.is_still(over) && by_rename(over) => {
                 unprotected(dir, name, || create::rename(own.as_fd(), &entry, dir, name, RenameFlags::empty()))?;
                 return arrived(dir, name, id);
             }
             // What no rename replaces goes before: a kill in between leaves nothing there.
-            (Some(now), Some(over)) if now == over => take(dir, name, &over.id)?,
+            (Some(now), Some(over)) if now.is_still(over) => take(dir, name, &over.id)?,
             (None, Some(over)) if !by_rename(over) => {}
             _ => return Err(Stop::Changed),
         }
@@ -177,7 +177,8 @@ impl Commit<'_> {
         match (known(dir, name)?, known(own.as_fd(), &entry)?) {
             (_, Some(moved)) if moved.id == *id => {}
             (Some(now), None) if now.id == *id => {
-                match create::rename(dir, name, own.as_fd(), &entry, RenameFlags::NOREPLACE) {
+                let moved = || create::rename(dir, name, own.as_fd(), &entry, RenameFlags::NOREPLACE);
+                match unprotected(dir, name, moved) {
                     // It cannot be moved as a whole, as in a lower of another union, or by somebody who may not write into it.
                     Err(Errno::XDEV | Errno::ACCESS | Errno::PERM | Errno::INVAL) => return self.empty(path, id, inside),
                     other => other?,
@@ -196,6 +197,10 @@ impl Commit<'_> {
 
     /// Removes a directory where it is.
     fn empty(&self, path: &[u8], id: &Id, inside: &[(Text, Known)]) -> Result<Done, Stop> {
+        let dirs = inside.iter().filter(|(_, known)| known.id.kind() == Kind::Dir && known.forbids.any());
+        for (below, known) in dirs {
+            self.with(&[path, below.as_bytes()].concat(), &known.id, |fd| unprotect(fd).map(|()| Done::Yes))?;
+        }
         for (below, known) in inside {
             self.remove(&[path, below.as_bytes()].concat(), known)?;
         }
@@ -211,7 +216,7 @@ impl Commit<'_> {
         };
         match known(dir.as_fd(), name)? {
             None => Ok(Done::Yes),
-            Some(now) if now == *was => {
+            Some(now) if now.is_still(was) => {
                 take(dir.as_fd(), name, &was.id)?;
                 Ok(Done::Yes)
             }
@@ -274,10 +279,8 @@ fn holds(dir: BorrowedFd<'_>, inside: &[(Text, Known)]) -> Result<bool, Errno> {
             let path = [&path[..], b"/", &entry.name].concat();
             let now = known(opened.as_fd(), &entry.name)?;
             let was = expected.remove(path.as_slice());
-            if now.as_ref() != was {
-                return Ok(false);
-            }
-            if now.is_some_and(|now| now.id.kind() == Kind::Dir) {
+            let Some(now) = now.filter(|now| was.is_some_and(|was| now.is_still(was))) else { return Ok(false) };
+            if now.id.kind() == Kind::Dir {
                 todo.push(path);
             }
         }
@@ -315,12 +318,21 @@ fn unprotected(dir: BorrowedFd<'_>, name: &[u8], call: impl Fn() -> Result<(), E
 fn protected<R>(fd: BorrowedFd<'_>, call: impl Fn() -> Result<R, Errno>) -> Result<R, Errno> {
     let stat = at::stat(At::Fd(fd))?;
     match call() {
-        Err(Errno::PERM) if stat.immutable || stat.append_only => {
-            let how = if stat.kind == Kind::Dir { OFlags::RDONLY | OFlags::DIRECTORY } else { OFlags::RDONLY };
-            let file = at::open(At::Fd(fd), how)?;
-            flags::set_flags(file.as_fd(), flags::flags(file.as_fd())? & !FORBID)?;
+        Err(Errno::PERM) if Forbids::of(&stat).any() => {
+            unprotect(fd)?;
             call()
         }
         other => other,
     }
+}
+
+/// Takes the flags from an object that forbid changes of it.
+pub(super) fn unprotect(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    let stat = at::stat(At::Fd(fd))?;
+    if !Forbids::of(&stat).any() {
+        return Ok(());
+    }
+    let how = if stat.kind == Kind::Dir { OFlags::RDONLY | OFlags::DIRECTORY } else { OFlags::RDONLY };
+    let file = at::open(At::Fd(fd), how)?;
+    flags::set_flags(file.as_fd(), flags::flags(file.as_fd())? & !FORBID)
 }

@@ -12,7 +12,7 @@ use std::path::Path;
 use plyfs_sys::stat::Kind;
 use serde::{Deserialize, Serialize};
 
-use super::look::{Id, Moment, Seen};
+use super::look::{Forbids, Id, Moment, Seen};
 use crate::cli::fail::failure;
 use crate::cli::text::Text;
 
@@ -88,12 +88,21 @@ pub(super) struct Known {
     pub(super) id: Id,
     /// Size and time of modification; of a directory its entries tell.
     pub(super) data: Option<(u64, Moment)>,
+    /// What has to be taken from it.
+    #[serde(default)]
+    pub(super) forbids: Forbids,
 }
 
 impl Known {
     /// What was seen.
     pub(super) fn of(seen: &Seen) -> Self {
-        Self { id: seen.id.clone(), data: (seen.kind() != Kind::Dir).then(|| (seen.size(), seen.mtime)) }
+        let data = (seen.kind() != Kind::Dir).then(|| (seen.size(), seen.mtime));
+        Self { id: seen.id.clone(), data, forbids: seen.forbids }
+    }
+
+    /// Whether this is what it was, but for flags that were taken from it.
+    pub(super) fn is_still(&self, was: &Self) -> bool {
+        self.id == was.id && self.data == was.data && self.forbids.no_more_than(was.forbids)
     }
 }
 

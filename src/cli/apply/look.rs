@@ -56,6 +56,30 @@ impl Id {
     }
 }
 
+/// Which inode flags keep an object from being changed or removed.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Forbids {
+    immutable: bool,
+    append_only: bool,
+}
+
+impl Forbids {
+    /// Those of an object.
+    pub(super) fn of(stat: &Stat) -> Self {
+        Self { immutable: stat.immutable, append_only: stat.append_only }
+    }
+
+    /// Whether there is any.
+    pub(super) fn any(self) -> bool {
+        self.immutable || self.append_only
+    }
+
+    /// Whether there is none that was not there before.
+    pub(super) fn no_more_than(self, was: Self) -> bool {
+        self.immutable <= was.immutable && self.append_only <= was.append_only
+    }
+}
+
 /// An object of this machine at some moment.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Seen {
@@ -72,6 +96,8 @@ pub(super) struct Seen {
     pub(super) mtime: Moment,
     pub(super) ctime: Moment,
     target: Option<Text>,
+    #[serde(default)]
+    pub(super) forbids: Forbids,
     /// SHA-256 of names and values of its extended attributes.
     xattrs: String,
     /// SHA-256 of its data; of files that were worth the reading.
@@ -140,6 +166,7 @@ pub(super) fn look_at(fd: BorrowedFd<'_>) -> Result<Seen, Errno> {
         mtime: moment(stat.mtime),
         ctime: moment(stat.ctime),
         target,
+        forbids: Forbids::of(&stat),
         xattrs: xattr_digest(fd)?,
         content: None,
     })
@@ -280,7 +307,10 @@ impl Seen {
         if self.id != now.id {
             return Ok(Some("it was replaced"));
         }
+        // Of a directory nothing is lost with a flag that went, and it may have to go before anything can be applied.
+        let as_free = if self.kind() == Kind::Dir { now.forbids.no_more_than(self.forbids) } else { now.forbids == self.forbids };
         let differs = [
+            (!as_free, "its inode flags have changed"),
             (self.mode != now.mode, "its mode has changed"),
             ((self.uid, self.gid) != (now.uid, now.gid), "its owner has changed"),
             (self.xattrs != now.xattrs, "its extended attributes have changed"),

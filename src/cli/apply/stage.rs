@@ -6,8 +6,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use plyfs_overlay::Ino;
 use plyfs_sys::at::{self, At, SetTime};
 use plyfs_sys::stat::{Kind, Time};
-use plyfs_sys::{Errno, RenameFlags, beneath, create, io, tree, userns};
+use plyfs_sys::{Errno, RenameFlags, beneath, create, dir, io, tree, userns};
 
+use super::commit::unprotect;
 use super::dress::{FORBID, dress, is_done};
 use super::journal::{Dress, Known, Stage, Step, Was};
 use super::look::{self, split};
@@ -34,7 +35,14 @@ pub(super) fn clear(host: BorrowedFd<'_>, stages: &[Stage]) -> anyhow::Result<()
             let name = format!("{}{CLEARED}", stage.name);
             // From here on it is no stage any more: steps that look for it know that they have been done.
             look::there(create::rename(dir.as_fd(), stage.name.as_bytes(), dir.as_fd(), name.as_bytes(), RenameFlags::empty()))?;
-            remove(dir.as_fd(), name.as_bytes())
+            match remove(dir.as_fd(), name.as_bytes()) {
+                // What went with its flags on: the view has them no more, and nobody has set them since the command ended.
+                Err(Errno::PERM) => {
+                    unprotect_below(beneath::open_dir(dir.as_fd(), name.as_bytes())?.as_fd())?;
+                    remove(dir.as_fd(), name.as_bytes())
+                }
+                other => other,
+            }
         };
         cleared().map_err(|errno| stays(stage, errno))?;
     }
@@ -61,6 +69,22 @@ fn remove(dir: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
     let Some(own) = look::there(at::open_path(At::Name(dir, name)))? else { return Ok(()) };
     tree::remove_contents(own.as_fd())?;
     look::there(create::rmdir(dir, name)).map(drop)
+}
+
+/// Takes the flags that forbid changes from all that is in a directory.
+fn unprotect_below(own: BorrowedFd<'_>) -> Result<(), Errno> {
+    let mut todo = vec![Vec::new()];
+    while let Some(path) = todo.pop() {
+        let dir = beneath::open_dir(own, &path)?;
+        for entry in dir::read_dir(dir.as_fd())? {
+            let fd = at::open_path(At::Name(dir.as_fd(), &entry.name))?;
+            unprotect(fd.as_fd())?;
+            if at::stat(At::Fd(fd.as_fd()))?.kind == Kind::Dir {
+                todo.push([&path[..], b"/", &entry.name].concat());
+            }
+        }
+    }
+    Ok(())
 }
 
 fn stays(stage: &Stage, errno: Errno) -> anyhow::Error {
@@ -303,6 +327,7 @@ impl Builder<'_, '_> {
             Become::Changed { id, fill, at: from } => {
                 // A name that stayed, or the first one that was linked. Where there is none all names are copies.
                 let Some(at) = group.names.iter().find(|name| ids.get(name.as_slice()).is_none_or(|now| now == &**id)) else {
+                    Self::forbid(made, path, dress, ids, dresses);
                     return Ok(());
                 };
                 if let Some(spot) = fill {
@@ -314,16 +339,21 @@ impl Builder<'_, '_> {
                 let was = Was::of(&seen, fill.is_none());
                 dresses.push(Step::Dress { path: Text::from(at.as_slice()), id: (**id).clone(), was, dress });
             }
-            Become::New if made && dress.flags.is_some_and(|flags| flags & FORBID != 0) => {
-                if let Some(id) = ids.get(path.as_slice()) {
-                    dress.atime = None;
-                    let was = Was { mode: dress.mode, uid: dress.uid, gid: dress.gid, mtime: dress.mtime };
-                    dresses.push(Step::Dress { path: Text::from(path.as_slice()), id: id.clone(), was, dress });
-                }
-            }
-            Become::New => {}
+            Become::New => Self::forbid(made, path, dress, ids, dresses),
         }
         Ok(())
+    }
+
+    /// The step that gives what was made the flags that would have kept it from being moved.
+    fn forbid(made: bool, path: &[u8], mut dress: Dress, ids: &HashMap<&[u8], look::Id>, dresses: &mut Vec<Step>) {
+        if made
+            && dress.flags.is_some_and(|flags| flags & FORBID != 0)
+            && let Some(id) = ids.get(path)
+        {
+            dress.atime = None;
+            let was = Was { mode: dress.mode, uid: dress.uid, gid: dress.gid, mtime: dress.mtime };
+            dresses.push(Step::Dress { path: Text::from(path), id: id.clone(), was, dress });
+        }
     }
 }
 
