@@ -53,6 +53,7 @@ pub(crate) fn start(plan: &Plan) -> anyhow::Result<Live> {
     };
     process::close_inherited_except(&[]).map_err(|errno| here("close inherited descriptors", errno))?;
     limits::raise_nofile().map_err(|errno| here("raise the limit of open files", errno))?;
+    plyfs_sys::memory::keep_little();
     // The kernel has applied the umask of whoever creates a file.
     limits::umask(0);
     if let Err(error) = std::env::set_current_dir("/") {

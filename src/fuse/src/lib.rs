@@ -30,6 +30,7 @@ mod pool;
 mod reply;
 mod request;
 mod session;
+mod thrift;
 
 pub use counters::{Counters, Op};
 pub use session::{Error, Result, ServeOptions, Served, serve, serve_mounted};

@@ -27,6 +27,7 @@ use crate::counters::Counters;
 use crate::notify::Notify;
 use crate::pool::Pool;
 use crate::request::Adapter;
+use crate::thrift::Thrift;
 
 /// A mount that could not be made, attached or ended.
 #[derive(Debug, thiserror::Error)]
@@ -191,8 +192,11 @@ fn start<T: UpperTree>(union: Arc<Union<T>>, device: OwnedFd, place: Place, opti
     config.n_threads = Some(options.threads.max(1));
     // One descriptor for all loops: a request read through a cloned one dies with the clone.
     config.clone_fd = false;
+    let told = device.try_clone().map_err(Error::Session)?;
     let session = Session::from_fd(adapter, device, SessionACL::All, config).map_err(Error::Session)?;
-    let notify = Notify::start(session.notifier()).map_err(|error| Error::Thread("notifications", error))?;
+    let mut thrift = Thrift::new(Arc::downgrade(&union), told.into());
+    let grown = move || thrift.look();
+    let notify = Notify::start(session.notifier(), grown).map_err(|error| Error::Thread("notifications", error))?;
     union.on_event(notify.observer());
     let pool = pool.clone();
     let run = move || {

@@ -18,7 +18,7 @@ use crate::ino::Ino;
 use crate::inode::Inode;
 use crate::name::Name;
 use crate::resolve::Resolved;
-use crate::union::{Caller, NO_ID, Union};
+use crate::union::{Caller, Event, NO_ID, Union};
 
 /// Attributes of an object of the union.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,13 +85,15 @@ impl<T: UpperTree> Union<T> {
             }
             _ => self.attr_of(&inode)?,
         };
-        self.table.count(&inode, 1);
+        self.count(&inode, 1);
         Ok(Some(attr))
     }
 
     /// Takes back look-ups (FORGET).
     pub fn forget(&self, ino: Ino, lookups: u64) {
-        self.table.forget(ino, lookups);
+        if self.table.forget(ino, lookups) {
+            self.tell(Event::Freed);
+        }
     }
 
     /// Attributes.

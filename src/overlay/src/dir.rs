@@ -140,7 +140,7 @@ impl<T: UpperTree> Union<T> {
     /// The attributes of what a call has just entered, with one look-up counted.
     pub(crate) fn entered(&self, inode: &Arc<Inode<T>>) -> Result<Attr> {
         let attr = self.attr_of(inode)?;
-        self.table.count(inode, 1);
+        self.count(inode, 1);
         Ok(attr)
     }
 

@@ -268,7 +268,15 @@ pub(crate) struct Table<T: Tree> {
     reserved: DashMap<(ObjectId, Option<ObjectId>), Ino>,
     /// Where upper objects were copied up from, if no mark on them says so (the lower's filesystem has no file handles): for as long as they have names.
     unmarked: DashMap<ObjectId, ObjectId>,
+    /// How often the kernel came to hold an inode, and how often it forgot one.
+    held: AtomicU64,
+    forgotten: AtomicU64,
+    /// How many slots [`Table::idle`] passes over.
+    idle: AtomicU64,
 }
+
+/// So many inodes are worth a look at the memory.
+const MANY: u64 = 4096;
 
 impl<T: Tree> Table<T> {
     /// A table in which objects of the first device, or with `plain` of all, have the host's own numbers; the layers' devices, in their order.
@@ -279,6 +287,9 @@ impl<T: Tree> Table<T> {
             next_reserved: AtomicU64::new(RESERVED),
             reserved: DashMap::new(),
             unmarked: DashMap::new(),
+            held: AtomicU64::new(0),
+            forgotten: AtomicU64::new(0),
+            idle: AtomicU64::new(0),
         })
     }
 
@@ -397,17 +408,24 @@ impl<T: Tree> Table<T> {
     }
 
     /// Counts look-ups that the kernel was told of.
-    pub(crate) fn count(&self, inode: &Arc<Inode<T>>, lookups: u64) {
+    ///
+    /// Whether [`MANY`] were held for the first time since this was last true.
+    pub(crate) fn count(&self, inode: &Arc<Inode<T>>, lookups: u64) -> bool {
+        let mut first = false;
         if let Some(mut slot) = self.slots.get_mut(&inode.ino) {
             slot.lookups = slot.lookups.saturating_add(lookups);
+            first = slot.held.is_none();
             slot.held.get_or_insert_with(|| inode.clone());
         }
+        first && self.held.fetch_add(1, Ordering::Relaxed) % MANY == MANY - 1
     }
 
     /// FORGET: takes look-ups back; at zero the kernel knows the inode no more.
-    pub(crate) fn forget(&self, ino: Ino, lookups: u64) {
+    ///
+    /// Whether [`MANY`] were forgotten since this was last true.
+    pub(crate) fn forget(&self, ino: Ino, lookups: u64) -> bool {
         if ino == Ino::ROOT {
-            return;
+            return false;
         }
         // Dropped outside of the shard: the last reference enters the table again.
         let mut released = None;
@@ -417,7 +435,36 @@ impl<T: Tree> Table<T> {
                 released = slot.held.take();
             }
         }
+        let gone = released.is_some();
         drop(released);
+        gone && self.forgotten.fetch_add(1, Ordering::Relaxed) % MANY == MANY - 1
+    }
+
+    /// At most `count` inodes that nobody but the kernel holds, from where the last call stopped.
+    pub(crate) fn idle(&self, count: usize) -> Vec<Ino> {
+        let start = self.idle.load(Ordering::Relaxed);
+        let free = |slot: &Slot<T>| slot.held.as_ref().is_some_and(|inode| Arc::strong_count(inode) == 1);
+        let mut looked = 0;
+        let mut found: Vec<Ino> = Vec::with_capacity(count);
+        // Once around.
+        for passed in [start as usize, 0] {
+            for slot in self.slots.iter().skip(passed) {
+                if found.len() == count {
+                    break;
+                }
+                looked += 1;
+                if free(&slot) {
+                    found.push(*slot.key());
+                }
+            }
+            if found.len() == count {
+                self.idle.store(passed as u64 + looked, Ordering::Relaxed);
+                return found;
+            }
+            looked = 0;
+        }
+        self.idle.store(0, Ordering::Relaxed);
+        found
     }
 
     /// Removes the slot of an inode that is being dropped, unless a new inode has the number by now.

@@ -21,11 +21,13 @@ use crate::inode::Inode;
 use crate::layer::LowerObject;
 use crate::name::Name;
 use crate::resolve::Resolved;
-use crate::union::Union;
+use crate::union::{Event, Union};
 
 const DOT: u64 = 1;
 const DOT_DOT: u64 = 2;
 const FIRST: u64 = 3;
+/// Entries of a list whose memory is worth to be given back at once.
+const LARGE: usize = 4096;
 
 /// One entry, as `readdir` gives it to its caller.
 #[derive(Debug, Clone, Copy)]
@@ -69,6 +71,10 @@ impl Listing {
         self.cookies.insert(name.clone(), self.next);
         self.entries.insert(self.next, Listed { name: name.clone(), ino, kind });
         self.next += 1;
+    }
+
+    fn len(&self) -> usize {
+        self.entries.len()
     }
 
     fn remove(&mut self, name: &Name) {
@@ -146,7 +152,9 @@ impl<T: UpperTree> Union<T> {
             });
             unused = if readers == 0 { listing.take() } else { None };
         }
-        drop(unused);
+        if unused.is_some_and(|listing| listing.len() > LARGE) {
+            self.tell(Event::Freed);
+        }
         Ok(())
     }
 

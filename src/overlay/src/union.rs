@@ -78,6 +78,10 @@ pub struct Caller {
 pub enum Event {
     /// The attributes of an inode changed by something that its own operation does not tell: a copy-up.
     Attributes(Ino),
+    /// Some thousands more inodes are in use than before: see [`Union::idle`].
+    Grown,
+    /// Much memory was freed.
+    Freed,
 }
 
 impl Caller {
@@ -167,6 +171,18 @@ impl<T: UpperTree> Union<T> {
     /// Inodes in use.
     pub fn inodes(&self) -> usize {
         self.table.len()
+    }
+
+    /// At most `count` inodes that are in use for no other reason than that the kernel has looked them up, and may forget. Which of them it gives differs from call to call.
+    pub fn idle(&self, count: usize) -> Vec<Ino> {
+        self.table.idle(count)
+    }
+
+    /// Counts look-ups that the kernel is told of.
+    pub(crate) fn count(&self, inode: &Arc<Inode<T>>, lookups: u64) {
+        if self.table.count(inode, lookups) {
+            self.tell(Event::Grown);
+        }
     }
 
     /// The mount is gone: lets go of all inodes and handles.

@@ -23,6 +23,7 @@ pub mod flags;
 pub mod handle;
 pub mod io;
 pub mod limits;
+pub mod memory;
 pub mod mount;
 pub mod ns;
 pub mod proc;
