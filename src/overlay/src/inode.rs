@@ -144,6 +144,8 @@ impl<T: Tree> Inode<T> {
     pub(crate) fn add_name(&self, parent: &Arc<Inode<T>>, name: &Name) {
         let mut names = self.names.lock();
         if !names.iter().any(|(p, n)| Arc::ptr_eq(p, parent) && n == name) {
+            // Nearly all have one name, and room for four is half as large as an inode.
+            names.reserve_exact(1);
             names.push((parent.clone(), name.clone()));
         }
         self.nameless.store(false, Ordering::Relaxed);

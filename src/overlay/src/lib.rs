@@ -30,6 +30,7 @@ mod layer;
 mod links;
 pub mod lock;
 mod name;
+mod names;
 mod owners;
 pub mod params;
 mod privileges;

@@ -4,7 +4,6 @@
 //! directory included, see one sequence: a name keeps its cookie as long as it exists, a new name gets a higher one. Emptying a directory while reading it neither
 //! skips nor repeats an entry.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -20,6 +19,7 @@ use crate::ino::Ino;
 use crate::inode::Inode;
 use crate::layer::LowerObject;
 use crate::name::Name;
+use crate::names::Names;
 use crate::resolve::Resolved;
 use crate::union::{Event, Union};
 
@@ -42,9 +42,9 @@ pub struct DirEntry<'a> {
     pub cookie: u64,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Listed {
-    name: Name,
+    cookie: u64,
     ino: Ino,
     kind: Kind,
 }
@@ -53,8 +53,7 @@ struct Listed {
 #[derive(Debug, Default)]
 pub(crate) struct Listing {
     next: u64,
-    entries: BTreeMap<u64, Listed>,
-    cookies: HashMap<Name, u64>,
+    names: Names<Listed>,
     /// Open handles on the directory; at zero the list goes.
     readers: usize,
     built: bool,
@@ -62,47 +61,58 @@ pub(crate) struct Listing {
 
 impl Listing {
     /// A name that is there keeps its cookie, whatever it means by now: who has read it already must not read it again.
-    fn insert(&mut self, name: &Name, ino: Ino, kind: Kind) {
-        if let Some(listed) = self.cookies.get(name).and_then(|cookie| self.entries.get_mut(cookie)) {
+    fn insert(&mut self, name: &[u8], ino: Ino, kind: Kind) {
+        if let Some(listed) = self.names.get_mut(name) {
             (listed.ino, listed.kind) = (ino, kind);
             return;
         }
         self.next = self.next.max(FIRST);
-        self.cookies.insert(name.clone(), self.next);
-        self.entries.insert(self.next, Listed { name: name.clone(), ino, kind });
+        self.names.insert(name, Listed { cookie: self.next, ino, kind });
         self.next += 1;
     }
 
     fn len(&self) -> usize {
-        self.entries.len()
+        self.names.len()
     }
 
     fn remove(&mut self, name: &Name) {
-        if let Some(cookie) = self.cookies.remove(name) {
-            self.entries.remove(&cookie);
+        self.names.remove(name);
+    }
+
+    /// Takes over a fresh list, whose cookies mean nothing yet; names that were there keep theirs.
+    fn refresh(&mut self, mut fresh: Names<Listed>) {
+        self.built = true;
+        if self.names.is_empty() {
+            self.next = self.next.max(FIRST);
+            for (cookie, listed) in (self.next..).zip(fresh.values_mut()) {
+                listed.cookie = cookie;
+            }
+            self.next += fresh.len() as u64;
+            self.names = fresh;
+            return;
+        }
+        self.names.retain(|name, listed| match fresh.get_mut(name) {
+            Some(now) => {
+                (listed.ino, listed.kind) = (now.ino, now.kind);
+                true
+            }
+            None => false,
+        });
+        for (name, listed) in fresh.iter() {
+            self.insert(name, listed.ino, listed.kind);
         }
     }
 
-    /// Takes over a fresh list; names that were there keep their cookies.
-    fn refresh(&mut self, fresh: Vec<Listed>) {
-        let mut gone = std::mem::take(&mut self.cookies);
-        let mut added = Vec::new();
-        for listed in fresh {
-            match gone.remove_entry(&listed.name) {
-                Some((name, cookie)) => {
-                    self.entries.insert(cookie, listed);
-                    self.cookies.insert(name, cookie);
-                }
-                None => added.push(listed),
-            }
-        }
-        for cookie in gone.into_values() {
-            self.entries.remove(&cookie);
-        }
-        for listed in added {
-            self.insert(&listed.name, listed.ino, listed.kind);
-        }
-        self.built = true;
+    /// At most `count` entries after one cookie and before another, with their names one after the other and where each ends.
+    fn batch(&self, after: u64, end: u64, count: usize) -> (Vec<u8>, Vec<(usize, Listed)>) {
+        let mut names = Vec::new();
+        let entries = self.names.from(|listed| listed.cookie <= after).take_while(|(_, listed)| listed.cookie < end).take(count);
+        let entries = entries.map(|(name, listed)| {
+            names.extend_from_slice(name);
+            (names.len(), *listed)
+        });
+        let entries = entries.collect();
+        (names, entries)
     }
 }
 
@@ -185,19 +195,21 @@ impl<T: UpperTree> Union<T> {
         // In batches, so that `emit` may look names up: no lock is held while it runs.
         let mut after = cookie.max(DOT_DOT);
         loop {
-            let batch: Vec<(u64, Listed)> = {
+            let (names, batch) = {
                 let listing = dir.as_dir()?.listing.lock();
                 let Some(listing) = listing.as_ref() else { return Err(Error::BadHandle) };
-                listing.entries.range(after + 1..end.max(after + 1)).take(BATCH).map(|(cookie, listed)| (*cookie, listed.clone())).collect()
+                listing.batch(after, end, BATCH)
             };
             if batch.is_empty() {
                 return Ok(());
             }
-            for (cookie, listed) in batch {
-                if !emit(DirEntry { name: &listed.name, ino: listed.ino, kind: listed.kind, cookie }) {
+            let mut start = 0;
+            for (stop, Listed { cookie, ino, kind }) in batch {
+                let name = names.get(start..stop).unwrap_or_default();
+                if !emit(DirEntry { name, ino, kind, cookie }) {
                     return Ok(());
                 }
-                after = cookie;
+                (start, after) = (stop, cookie);
             }
         }
     }
@@ -254,51 +266,60 @@ impl<T: UpperTree> Union<T> {
 
     /// Whether nothing shows in a directory. The caller holds its DIR lock.
     pub(crate) fn is_empty(&self, dir: &Inode<T>) -> Result<bool> {
-        Ok(self.merged_names(dir.upper.get(), dir.merged_lowers())?.is_empty())
+        Ok(self.merged(dir.upper.get(), dir.merged_lowers())?.is_empty())
     }
 
-    fn merged_entries(&self, dir: &Inode<T>) -> Result<Vec<Listed>> {
+    /// Without cookies.
+    fn merged_entries(&self, dir: &Inode<T>) -> Result<Names<Listed>> {
         let upper_is_pure = match (&self.stack.upper, dir.upper.get()) {
             (Some(layer), Some(node)) => !self.marks(layer, node)?.impure,
             _ => true,
         };
-        let mut listed = Vec::new();
-        for entry in self.merged_names(dir.upper.get(), dir.merged_lowers())? {
+        self.merged(dir.upper.get(), dir.merged_lowers())?.filter_map(|name, Merged { kind, id, source }| {
             // The topmost lower object, or a non-directory in an upper directory without foreign origins, has its own number.
-            let own = match entry.source {
+            let own = match source {
                 Source::Lower => true,
-                Source::Upper => upper_is_pure && entry.kind != Kind::Dir,
+                Source::Upper => upper_is_pure && kind != Kind::Dir,
             };
             let (ino, kind) = if own {
-                (self.table.number(self.table.copied_from(entry.id).unwrap_or(entry.id)), entry.kind)
+                (self.table.number(self.table.copied_from(id).unwrap_or(id)), kind)
             } else {
-                match self.resolve(dir, &entry.name) {
+                match self.resolve(dir, &Name::new(name)?) {
                     Ok(Resolved::Found(found)) => (self.table.number(found.new.origin), found.new.kind),
                     // Something behind our back took it away.
-                    Ok(Resolved::Absent { .. }) => continue,
+                    Ok(Resolved::Absent { .. }) => return Ok(None),
                     // It is there; who looks it up hears of the damage (or that its redirect is not followed), and the others in the directory can be listed.
                     Err(Error::Damaged(_) | Error::Unrepresentable(_) | Error::Stale(_) | Error::NotPermitted(_)) => {
-                        (self.table.number(entry.id), entry.kind)
+                        (self.table.number(id), kind)
                     }
                     Err(error) => return Err(error),
                 }
             };
-            listed.push(Listed { name: entry.name, ino, kind });
-        }
-        Ok(listed)
+            Ok(Some(Listed { cookie: 0, ino, kind }))
+        })
     }
 
     /// The names that show in a directory, and the numbers of what they mean. The caller holds its DIR lock.
     pub(crate) fn numbers(&self, dir: &Inode<T>) -> Result<impl Iterator<Item = (Name, Ino)>> {
-        Ok(self.merged_entries(dir)?.into_iter().map(|listed| (listed.name, listed.ino)))
+        Ok(self.merged_entries(dir)?.into_entries().map(|(name, listed)| (name, listed.ino)))
     }
 
     /// The names that show in a directory given by its parts, each with what the topmost layer that has it says.
     ///
     /// Errors: those of the layers. A name that no union can hold (over 255 bytes) is left out.
-    pub(crate) fn merged_names(&self, upper: Option<&T::Node>, lowers: &[LowerObject<T>]) -> Result<Vec<MergedName>> {
-        let mut seen: HashSet<Name> = HashSet::new();
-        let mut names = Vec::new();
+    pub(crate) fn merged_names(
+        &self,
+        upper: Option<&T::Node>,
+        lowers: &[LowerObject<T>],
+    ) -> Result<impl Iterator<Item = MergedName> + use<T>> {
+        let names = self.merged(upper, lowers)?.into_entries();
+        Ok(names.map(|(name, Merged { kind, id, source })| MergedName { name, kind, id, source }))
+    }
+
+    fn merged(&self, upper: Option<&T::Node>, lowers: &[LowerObject<T>]) -> Result<Names<Merged>> {
+        // What is below these does not show.
+        let mut whiteouts = Names::default();
+        let mut names = Names::default();
         let upper = match (&self.stack.upper, upper) {
             (Some(layer), Some(node)) => Some((layer, node, false, Source::Upper)),
             _ => None,
@@ -320,7 +341,7 @@ impl<T: UpperTree> Union<T> {
                         AufsName::Opaque | AufsName::Meta | AufsName::Invalid => continue,
                     }
                 }
-                if seen.contains(&name) {
+                if names.contains(&name) || whiteouts.contains(&name) {
                     continue;
                 }
                 // A character device may be a whiteout, an empty file in a marked directory, too: only then a look at it is needed.
@@ -334,7 +355,7 @@ impl<T: UpperTree> Union<T> {
                     match self.entry(layer, dir, xwhiteouts, &name) {
                         Ok(Entry::Nothing) => continue,
                         Ok(Entry::Whiteout) => {
-                            seen.insert(name);
+                            whiteouts.insert(&name, ());
                             continue;
                         }
                         Ok(Entry::Object { stat, .. }) => kind = Some(stat.kind),
@@ -346,11 +367,12 @@ impl<T: UpperTree> Union<T> {
                     }
                 }
                 let Some(kind) = kind else { continue };
-                seen.insert(name.clone());
-                names.push(MergedName { name, kind, id: ObjectId { dev, ino: entry.ino }, source });
+                names.insert(&name, Merged { kind, id: ObjectId { dev, ino: entry.ino }, source });
             }
             // Only what is below: a name shows beside its own whiteout.
-            seen.extend(hidden);
+            for name in hidden {
+                whiteouts.insert(&name, ());
+            }
         }
         Ok(names)
     }
@@ -361,6 +383,13 @@ impl<T: UpperTree> Union<T> {
 pub(crate) enum Source {
     Upper,
     Lower,
+}
+
+/// What shows by a name.
+struct Merged {
+    kind: Kind,
+    id: ObjectId,
+    source: Source,
 }
 
 /// A name that shows in a directory.
