@@ -203,12 +203,12 @@ impl<T: UpperTree> Union<T> {
             let mut others: Vec<Name> = Vec::new();
             if aliases.left > 0 {
                 let merged = self.merged_names(pair.upper.as_ref(), &pair.merged)?;
-                others.extend(merged.into_iter().filter(|entry| entry.source == Source::Lower && aliases.is_wanted(entry)).map(|e| e.name));
+                others.extend(merged.filter(|entry| entry.source == Source::Lower && aliases.is_wanted(entry)).map(|e| e.name));
             }
             return Ok(all(names, true).chain(all(others, false)).collect());
         }
-        names.extend(self.merged_names(pair.upper.as_ref(), &pair.merged)?.into_iter().map(|entry| entry.name));
-        names.extend(self.merged_names(None, &pair.before)?.into_iter().map(|entry| entry.name));
+        names.extend(self.merged_names(pair.upper.as_ref(), &pair.merged)?.map(|entry| entry.name));
+        names.extend(self.merged_names(None, &pair.before)?.map(|entry| entry.name));
         names.sort_unstable();
         names.dedup();
         Ok(all(names, true).collect())

@@ -289,7 +289,7 @@ impl<T: UpperTree> Union<T> {
     fn subdirectories(&self, dir: &Inode<T>, all: bool) -> Result<Vec<Name>> {
         if all {
             let names = self.merged_names(dir.upper.get(), dir.merged_lowers())?;
-            return Ok(names.into_iter().filter(|entry| entry.kind == Kind::Dir).map(|entry| entry.name).collect());
+            return Ok(names.filter(|entry| entry.kind == Kind::Dir).map(|entry| entry.name).collect());
         }
         let (Some(layer), Some(node)) = (&self.stack.upper, dir.upper.get()) else { return Ok(Vec::new()) };
         let entries = layer.tree.read_dir(node).attempt("read an upper directory")?;

@@ -444,26 +444,20 @@ impl<T: Tree> Table<T> {
 
     /// At most `count` inodes that nobody but the kernel holds, from where the last call stopped.
     pub(crate) fn idle(&self, count: usize) -> Vec<Ino> {
-        let start = self.idle.load(Ordering::Relaxed);
+        let start = usize::try_from(self.idle.load(Ordering::Relaxed)).unwrap_or(0);
         let free = |slot: &Slot<T>| slot.held.as_ref().is_some_and(|inode| Arc::strong_count(inode) == 1);
-        let mut looked = 0;
-        let mut found: Vec<Ino> = Vec::with_capacity(count);
+        let mut found = Vec::new();
         // Once around.
-        for passed in [start as usize, 0] {
-            for slot in self.slots.iter().skip(passed) {
+        for (passed, most) in [(start, usize::MAX), (0, start)] {
+            for (at, slot) in self.slots.iter().enumerate().skip(passed).take(most) {
                 if found.len() == count {
-                    break;
+                    self.idle.store(at as u64, Ordering::Relaxed);
+                    return found;
                 }
-                looked += 1;
-                if free(&slot) {
+                if free(&slot) && *slot.key() != Ino::ROOT {
                     found.push(*slot.key());
                 }
             }
-            if found.len() == count {
-                self.idle.store(passed as u64 + looked, Ordering::Relaxed);
-                return found;
-            }
-            looked = 0;
         }
         self.idle.store(0, Ordering::Relaxed);
         found
@@ -487,5 +481,32 @@ impl<T: Tree> Table<T> {
     pub(crate) fn clear(&self) {
         let held: Vec<_> = self.slots.iter_mut().filter_map(|mut slot| slot.held.take()).collect();
         drop(held);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use crate::{Behaviour, Caller, Ino, Layer, LayerStack, MemFs, Name, NewNode, OpenFlags, Union};
+
+    #[test]
+    fn what_may_be_forgotten_comes_in_turn_and_is_nothing_that_is_open_or_above_something() {
+        let root = Caller { uid: 0, gid: 0, pid: 1 };
+        let stack = LayerStack { upper: Some(Layer::trusted(MemFs::new(7).tree())), lowers: Box::default() };
+        let union = Union::new(stack, Behaviour::default()).unwrap();
+        let make = |parent, name: String, kind| union.make(&root, parent, &Name::new(name).unwrap(), kind, 0o700, 0).unwrap().node;
+        let dir = make(Ino::ROOT, "dir".to_owned(), NewNode::Dir);
+        let files: Vec<Ino> = (0..10).map(|number| make(dir, number.to_string(), NewNode::File)).collect();
+        let open = union.open(&root, files[0], OpenFlags::default()).unwrap();
+        let mut seen = BTreeSet::new();
+        for _ in 0..3 {
+            let idle = union.idle(4);
+            assert_eq!(idle.len(), 4);
+            seen.extend(idle);
+        }
+        assert_eq!(seen, files[1..].iter().copied().collect());
+        union.release(open);
+        assert_eq!(union.idle(100).len(), 10);
     }
 }
