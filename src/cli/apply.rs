@@ -127,7 +127,14 @@ pub(crate) fn apply(held: Held, meta: &Meta) -> anyhow::Result<Outcome> {
         if found.is_empty() {
             let upper = Pair::within(&held.layer(host.filesystem.number)).upper;
             let token = format!("{token}-{}", host.filesystem.number);
-            let mut from = Sources { view: &mut view, host: host.root.as_fd(), saw: part, upper: &upper, token: &token };
+            let mut from = Sources {
+                view: &mut view,
+                host: host.root.as_fd(),
+                mountpoint: host.mountpoint(),
+                saw: part,
+                upper: &upper,
+                token: &token,
+            };
             let (plan, found) = Plan::make(&mut from, &items)?;
             conflicts.extend(told(host, found));
             plans.push((plan, view, items));
@@ -234,7 +241,7 @@ fn undo_stages(held: &Held, mut journal: Journal, host: &dyn Fn(u32) -> anyhow::
         journal.write(&held.dir)?;
     }
     for (host, part) in hosts.iter().zip(&journal.parts) {
-        stage::undo(host.root.as_fd(), &part.stages)?;
+        stage::undo(host.root.as_fd(), host.mountpoint(), &part.stages)?;
         Saw::touched(held, part.number, host.root.as_fd(), &part.linked)?;
     }
     Journal::remove(&held.dir)

@@ -248,6 +248,24 @@ fn what_was_protected_when_the_command_ran_moves_with_its_directory() {
 }
 
 #[test]
+fn a_directory_that_is_append_only_is_told_by_its_whole_path() {
+    need_mounts!();
+    apart(|| {
+        let (lab, _mounted) = lab();
+        fs::create_dir(lab.path("h/d")).unwrap();
+        finish(lab.command("chattr").args(["+a", "h/d"])).ok();
+        assert_eq!(attempt(&lab, &["--keep", "one"], "echo new > h/d/new").code, Some(0));
+        let done = lab.plyfs(&["try", "apply", "one"]);
+        assert_eq!(done.code, Some(125), "{done:?}");
+        let told = format!("plyfs: {}: nothing can be changed in it; ", lab.text("h/d"));
+        assert!(said(&done).iter().any(|line| line.starts_with(&told)), "{told}: {done:?}");
+        finish(lab.command("chattr").args(["-a", "h/d"])).ok();
+        lab.plyfs(&["try", "apply", "one"]).ok();
+        assert_eq!(read(&lab, "h/d/new"), "new\n");
+    });
+}
+
+#[test]
 fn changes_of_several_filesystems_are_applied_together_or_not_at_all() {
     need_mounts!();
     apart(|| {

@@ -67,7 +67,7 @@ impl Commit<'_> {
                 ),
                 Step::Clear => {
                     self.sync()?;
-                    stage::clear(self.host, &self.part.stages)?;
+                    stage::clear(self.host, self.mountpoint, &self.part.stages)?;
                     continue;
                 }
             };

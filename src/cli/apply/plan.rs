@@ -13,6 +13,7 @@ use plyfs_sys::at::{self, At};
 use plyfs_sys::stat::Kind;
 use plyfs_sys::{Errno, flags, root};
 
+use super::commit::whole;
 use super::journal::{Dress, Stage};
 use super::look::{self, Seen, moment, split};
 use super::saw::{self, Conflict};
@@ -104,6 +105,8 @@ pub(super) struct Plan {
 pub(super) struct Sources<'a, 'u> {
     pub(super) view: &'a mut View<'u>,
     pub(super) host: BorrowedFd<'a>,
+    /// Where it is mounted, for messages.
+    pub(super) mountpoint: &'a [u8],
     pub(super) saw: &'a saw::Part,
     /// The upper, for the names of hard links that are no changes.
     pub(super) upper: &'a Path,
@@ -227,7 +230,7 @@ impl Maker {
                 if stat.immutable || stat.append_only {
                     return Err(anyhow::anyhow!(
                         "{}: nothing can be changed in it; run 'chattr -i -a' on it, and apply once more",
-                        dir.escape_ascii()
+                        whole(from.mountpoint, dir).escape_ascii()
                     ));
                 }
                 let id = ObjectId::of(&stat);

@@ -8,7 +8,7 @@ use plyfs_sys::at::{self, At, SetTime};
 use plyfs_sys::stat::{Kind, Time};
 use plyfs_sys::{Errno, RenameFlags, beneath, create, dir, io, tree, userns};
 
-use super::commit::unprotect;
+use super::commit::{unprotect, whole};
 use super::dress::{FORBID, dress, is_done};
 use super::journal::{Dress, Known, Stage, Step, Was};
 use super::look::{self, split};
@@ -28,7 +28,7 @@ pub(super) fn open(host: BorrowedFd<'_>, stage: &Stage) -> Result<Option<OwnedFd
 }
 
 /// Removes stages with all that is in them, after their entries were placed.
-pub(super) fn clear(host: BorrowedFd<'_>, stages: &[Stage]) -> anyhow::Result<()> {
+pub(super) fn clear(host: BorrowedFd<'_>, mountpoint: &[u8], stages: &[Stage]) -> anyhow::Result<()> {
     for stage in stages {
         let cleared = || -> Result<(), Errno> {
             let Some(dir) = look::there(beneath::open_dir(host, stage.dir.as_bytes()))? else { return Ok(()) };
@@ -44,13 +44,13 @@ pub(super) fn clear(host: BorrowedFd<'_>, stages: &[Stage]) -> anyhow::Result<()
                 other => other,
             }
         };
-        cleared().map_err(|errno| stays(stage, errno))?;
+        cleared().map_err(|errno| stays(mountpoint, stage, CLEARED, errno))?;
     }
     Ok(())
 }
 
 /// Removes stages as if they had not been there. To be repeated where it was cut off.
-pub(super) fn undo(host: BorrowedFd<'_>, stages: &[Stage]) -> anyhow::Result<()> {
+pub(super) fn undo(host: BorrowedFd<'_>, mountpoint: &[u8], stages: &[Stage]) -> anyhow::Result<()> {
     for stage in stages {
         let undone = || -> Result<(), Errno> {
             let Some(dir) = look::there(beneath::open_dir(host, stage.dir.as_bytes()))? else { return Ok(()) };
@@ -60,7 +60,7 @@ pub(super) fn undo(host: BorrowedFd<'_>, stages: &[Stage]) -> anyhow::Result<()>
             }
             Ok(())
         };
-        undone().map_err(|errno| stays(stage, errno))?;
+        undone().map_err(|errno| stays(mountpoint, stage, "", errno))?;
     }
     Ok(())
 }
@@ -87,8 +87,8 @@ fn unprotect_below(own: BorrowedFd<'_>) -> Result<(), Errno> {
     Ok(())
 }
 
-fn stays(stage: &Stage, errno: Errno) -> anyhow::Error {
-    let place = [stage.dir.as_bytes(), b"/", stage.name.as_bytes()].concat();
+fn stays(mountpoint: &[u8], stage: &Stage, end: &str, errno: Errno) -> anyhow::Error {
+    let place = whole(mountpoint, &[stage.dir.as_bytes(), b"/", stage.name.as_bytes(), end.as_bytes()].concat());
     failure(place.escape_ascii(), format_args!("cannot remove it: {errno}"), "see why it cannot be changed, and run this once more")
 }
 
