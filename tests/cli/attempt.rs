@@ -40,6 +40,13 @@ fn tries(lab: &Lab) -> Vec<String> {
     lines.map(|line| line.split_whitespace().next().unwrap().to_owned()).collect()
 }
 
+/// What a try says that is kept.
+fn kept_as(name: &str) -> String {
+    format!(
+        "plyfs: try: kept as {name}; 'plyfs try diff {name}' shows it, 'plyfs try apply {name}' carries it out, 'plyfs try discard {name}' removes it"
+    )
+}
+
 #[test]
 fn a_discarded_try_shows_its_changes_and_leaves_none() {
     need_mounts!();
@@ -68,7 +75,7 @@ fn a_try_is_kept_listed_shown_and_discarded() {
     let lab = Lab::layers();
     let done = attempt(&lab, &["--keep", "first"], "echo x > a/new; rm b/low; exit 5");
     assert_eq!(done.code, Some(5));
-    assert_eq!(said(&done), ["plyfs: try: kept as first; 'plyfs try diff first' shows it, 'plyfs try discard first' removes it"]);
+    assert_eq!(said(&done), [kept_as("first")]);
     assert_eq!(tries(&lab), ["first"]);
     let list = lab.plyfs(&["try", "list"]).text();
     assert!(list.contains(" ago   Exited (5)   sh -c 'echo x > a/new; rm b/low; exit 5'\n"), "{list}");
@@ -117,10 +124,7 @@ fn without_a_terminal_changes_are_kept_and_none_are_not() {
     let names = tries(&lab);
     assert_eq!(names.len(), 1);
     let name = &names[0];
-    assert_eq!(
-        said(&done),
-        [format!("plyfs: try: kept as {name}; 'plyfs try diff {name}' shows it, 'plyfs try discard {name}' removes it")]
-    );
+    assert_eq!(said(&done), [kept_as(name)]);
     lab.plyfs(&["try", "discard", name]).ok();
     let done = attempt(&lab, &[], "cat a/top > /dev/null");
     assert_eq!((done.code, said(&done), done.text()), (Some(0), vec!["plyfs: try: nothing changed"], String::new()));
