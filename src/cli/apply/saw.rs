@@ -205,7 +205,7 @@ impl Saw {
         let saw: Self = serde_json::from_slice(&text)
             .map_err(|error| failure(&at, format_args!("{FILE}: {}", one_line(&error.to_string())), remedy))?;
         // Nothing waits for the disk while a command runs.
-        if saw.boot != boot() && !held.dir.join(SYNCED).exists() {
+        if (saw.boot.is_empty() || saw.boot != boot()) && !held.dir.join(SYNCED).exists() {
             return Err(failure(at, "this machine went down before its changes were on the disk, and they may not be whole", remedy));
         }
         Ok(saw)
@@ -311,7 +311,10 @@ pub(crate) fn is_synced(held: &Held) -> anyhow::Result<()> {
     super::journal::write(&held.dir, SYNCED, &VERSION)
 }
 
-/// Which boot of the kernel this is.
+/// Which boot of the machine this is. Nothing where it cannot be read, which is no boot that anything was written in.
 fn boot() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+    plyfs_sys::process::boot_id().unwrap_or_else(|errno| {
+        tracing::warn!(%errno, "which boot of the machine this is cannot be read");
+        String::new()
+    })
 }

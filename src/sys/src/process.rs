@@ -287,6 +287,17 @@ pub fn memory_file(name: &CStr) -> Result<OwnedFd> {
     rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC)
 }
 
+/// Which boot of the machine this is (`/proc/sys/kernel/random/boot_id`, without its line break); the same in all of its containers.
+///
+/// # Errors
+///
+/// `ENOENT` without `/proc`.
+pub fn boot_id() -> Result<String> {
+    let text =
+        std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    Ok(text.trim().to_owned())
+}
+
 /// The program that this process runs, as a file in memory that nobody can change any more.
 ///
 /// # Errors

@@ -6,6 +6,12 @@ use std::process::Stdio;
 use super::*;
 
 #[test]
+fn boot_is_one_and_has_no_line_break() {
+    let boot = super::boot_id().unwrap();
+    assert!(boot.len() == 36 && boot == super::boot_id().unwrap() && !boot.contains(char::is_whitespace), "{boot:?}");
+}
+
+#[test]
 fn fork_is_refused_beside_other_threads() {
     let (stop, wait) = std::sync::mpsc::channel::<()>();
     let thread = std::thread::spawn(move || wait.recv());

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 use plyfs_sys::at::{self, At};
-use plyfs_sys::{Errno, OFlags, Result, create, io, tree};
+use plyfs_sys::{Errno, OFlags, Result, create, io, process, tree};
 
 use super::LayerOpenError;
 
@@ -17,9 +17,13 @@ const VOLATILE: &[u8] = b"volatile";
 const DIRTY: &[u8] = b"dirty";
 pub(crate) const BOOT: &[u8] = b"boot";
 
-/// Which boot of the machine this is; the same in all of its containers. Nothing where it cannot be read.
+/// Which boot of the machine this is. Nothing where it cannot be read: a mark without it counts as one of another boot, as the kernel's own.
 pub(crate) fn boot_id() -> Vec<u8> {
-    std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim_ascii().to_vec()
+    let unknown = |errno| {
+        tracing::warn!(%errno, "which boot of the machine this is cannot be read");
+        String::new()
+    };
+    process::boot_id().unwrap_or_else(unknown).into_bytes()
 }
 
 /// Looks for the mark before anything is emptied.
